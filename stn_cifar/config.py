@@ -1,0 +1,140 @@
+"""Every knob of an experiment in one frozen dataclass, checked when it is made; the presets as plain data."""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+
+import torch
+
+TRANSFORMS = ("translation", "rotation", "attention", "similarity", "affine", "projective", "tps")
+MODELS = ("tutorial",)
+
+
+def _knob(default, help, *, low=None, high=None, above=None, choices=None):
+    """A dataclass field that carries its own help text and its legal values (shown by --help, checked on creation)."""
+    return field(default=default, metadata=dict(help=help, low=low, high=high, above=above, choices=choices))
+
+
+@dataclass(frozen=True)
+class Config:
+    """One experiment. Make it with ``Config.preset("tutorial", epochs=50, seed=0)``.
+
+    Unknown names and bad values raise ValueError naming the field, the value and what would be right.
+    """
+
+    name: str = _knob("tutorial", "the experiment's name in titles and file names: the preset it started from")
+    # data
+    dataset: str = _knob("auto", "which images; auto: CIFAR-10 where it can be had, else glyphs, and says so",
+                         choices=("auto", "cifar10", "glyphs"))
+    data_root: str | None = _knob(None, "folder holding CIFAR-10; None: $STN_CIFAR_DATA, ./data, then download")
+    val_size: int = _knob(0, "training images held out for validation", low=0)
+    distortion: str | None = _knob(None, "known distortion applied to every image; None: none")
+    # model
+    model: str = _knob("tutorial", "architecture of localization network and classifier", choices=MODELS)
+    transform: str = _knob("affine", "transformer family", choices=TRANSFORMS)
+    stn: bool = _knob(True, "False: the same classifier without the transformer (the control)")
+    iterations: int = _knob(1, "alignment steps, each resampling the original image (matrix families)", low=1)
+    padding_mode: str = _knob("zeros", "what lies outside the picture; zeros: the mean colour, as pixels are "
+                              "normalized before sampling", choices=("zeros", "border", "reflection"))
+    interpolation: str = _knob("bilinear", "how the sampler interpolates", choices=("bilinear", "bicubic"))
+    supersample: int = _knob(1, "anti-aliasing: samples per output pixel and axis", low=1, high=8)
+    channels: int = _knob(3, "image channels", choices=(1, 3))
+    image_size: int = _knob(32, "height and width of the input images, pixels", low=1)
+    output_size: int | None = _knob(None, "height and width after the sampler, pixels; None: image_size", low=1)
+    num_classes: int = _knob(10, "classes", low=2)
+    # training
+    epochs: int = _knob(50, "passes over the training images", low=1)
+    batch_size: int = _knob(64, "images a step", low=1)
+    learning_rate: float = _knob(0.01, "SGD learning rate of the classifier", above=0)
+    localization_lr_scale: float = _knob(0.1, "learning rate of the localization network, as a multiple of "
+                                         "learning_rate (paper, SVHN: 0.1; the tutorial: 1)", low=0)
+    momentum: float = _knob(0.0, "SGD momentum (Nesterov where above 0)", low=0, high=0.999)
+    weight_decay: float = _knob(0.0, "L2 penalty", low=0)
+    precision: str = _knob("auto", "arithmetic of the networks; auto: bf16 (fp16) where a measurement at start "
+                           "finds it faster than fp32; coordinates are float32 always", choices=("auto", "fp32", "bf16", "fp16"))
+    # guard rails: terms of the loss, each zero where the transformer behaves
+    outside_weight: float = _knob(0.0, "weight of the penalty on sampling outside the picture", low=0)
+    identity_weight: float = _knob(0.0, "weight of the penalty on distance from the identity", low=0)
+    scale_weight: float = _knob(0.0, "weight of the penalty on a scale beyond max_scale or 1/max_scale", low=0)
+    max_scale: float = _knob(1.5, "scale from which scale_weight sets in", low=1)
+    pose_weight: float = _knob(0.0, "weight of the known pose's loss (needs a distortion or glyphs)", low=0)
+    # the run
+    seed: int = _knob(0, "seed of initialisation, data order, dropout and distortion", low=0, high=2**31 - 1)
+    device: str = _knob("auto", "where to train; auto: CUDA if there is one", choices=("auto", "cpu", "cuda"))
+
+    def __post_init__(self):
+        hints = typing.get_type_hints(type(self))
+        for f in dataclasses.fields(self):
+            limits = {key: value for key, value in f.metadata.items() if key != "help"}
+            _check(f.name, getattr(self, f.name), hints[f.name], **limits)
+        if self.iterations > 1 and self.transform == "tps":
+            raise ValueError("iterations: must be 1 with transform='tps', whose maps do not compose; "
+                             "matrix families (such as affine) can iterate")
+        if self.iterations > 1 and self.output_size not in (None, self.image_size):
+            raise ValueError(f"output_size: {self.output_size} with iterations={self.iterations}; iterating feeds the "
+                             f"warped picture back in, so it must be image_size ({self.image_size}) or None")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device: 'cuda' asked for, but torch sees no CUDA device; use 'cpu' or 'auto'")
+
+    @classmethod
+    def preset(cls, name, **overrides):
+        """The preset `name` with `overrides`; an override of None leaves the preset's value in force."""
+        if name not in PRESETS:
+            raise ValueError(f"preset: {name!r} is unknown{_did_you_mean(name, PRESETS)}")
+        known = {f.name for f in dataclasses.fields(cls)}
+        for key in overrides:
+            if key not in known:
+                raise ValueError(f"{key}: no such field in Config{_did_you_mean(key, known)}")
+        overrides = {key: value for key, value in overrides.items() if value is not None}
+        return cls(**{"name": name, **PRESETS[name], **overrides})
+
+    def replace(self, **changes):
+        """A copy with some fields changed, checked like a new one."""
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self):
+        """All fields as plain Python values, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    def torch_device(self):
+        """The torch.device that `device` stands for on this machine."""
+        cuda = self.device == "cuda" or (self.device == "auto" and torch.cuda.is_available())
+        return torch.device("cuda" if cuda else "cpu")
+
+
+def _did_you_mean(name, known):
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return (f"; did you mean {close[0]!r}?" if close else "") + f" Known: {', '.join(sorted(known))}"
+
+
+def _check(name, value, hint, *, low, high, above, choices):
+    """Raise ValueError naming field, value and remedy, unless `value` is of type `hint` and within its limits."""
+    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and types.NoneType in allowed:
+        return
+    kind = allowed[0]
+    # an int will do for a float; True is an int to Python but never to a person
+    fits = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
+    if not fits:
+        raise ValueError(f"{name}: {value!r} is a {type(value).__name__}; must be {kind.__name__}")
+    if choices and value not in choices:
+        raise ValueError(f"{name}: {value!r} is unknown; must be one of {', '.join(map(repr, choices))}")
+    if kind in (int, float):
+        limits = [f">= {low}" if low is not None else "", f"> {above}" if above is not None else "",
+                  f"<= {high}" if high is not None else ""]
+        good = (math.isfinite(value) and (low is None or value >= low) and (above is None or value > above)
+                and (high is None or value <= high))
+        if not good:
+            must = " and ".join(filter(None, limits)) or "finite"
+            raise ValueError(f"{name}: {value!r} is out of range; must be {must}")
+
+
+# What a preset does not name keeps Config's default.
+PRESETS = {
+    # The PyTorch STN tutorial carried to CIFAR-10, kernels, strides and recipe kept (40 thousand parameters).
+    "tutorial": dict(model="tutorial", transform="affine", learning_rate=0.01, localization_lr_scale=1.0,
+                     batch_size=64, epochs=50, val_size=0),
+}
