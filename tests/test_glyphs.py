@@ -84,7 +84,7 @@ def test_shapes_and_types(count, size):
 
 def test_several_chunks_are_one_set(monkeypatch):
     monkeypatch.setattr(glyphs, "CHUNK", 16)
-    images, labels, poses = glyphs.make_glyphs(40, seed=1)
+    images, _, poses = glyphs.make_glyphs(40, seed=1)
     assert len(images.flatten(1).unique(dim=0)) == len(poses.flatten(1).unique(dim=0)) == 40
     assert images.flatten(1).float().std(dim=1).min() > 5  # none left empty
 

@@ -1,0 +1,112 @@
+"""python -m stn_cifar: the experiment without a notebook."""
+
+import argparse
+import dataclasses
+import sys
+import types
+import typing
+from pathlib import Path
+
+from . import diagnostics, plots, study
+from .checkpoints import CheckpointError
+from .config import PRESETS, Config
+from .data import DataError
+from .training import NonFiniteLoss
+
+EXAMPLES = """examples:
+  python -m stn_cifar train                                  the whole experiment: CIFAR-10, 50 epochs
+  python -m stn_cifar train --epochs 2                       a first look
+  python -m stn_cifar train --transform rotation --seed 1    another transformer family, another seed
+  python -m stn_cifar train --no-stn                         the control: the same classifier alone
+  python -m stn_cifar train --dataset glyphs                 no network needed: drawn glyphs in random poses
+  python -m stn_cifar report                                 write README's table anew from results/
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = vars(_parser().parse_args(argv))
+    command = args.pop("command")
+    try:
+        command(**args)
+    except (ValueError, OSError, CheckpointError, DataError, NonFiniteLoss, MemoryError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def train(preset: str, results: Path, images: Path, checkpoint_dir: Path | None, **overrides) -> None:
+    """Train, measure, write the record and the figures, and say where they are."""
+    config = Config.preset(preset, **overrides)
+    for folder in (results, images):  # before hours of training, not after
+        _check_writable(folder)
+    model, data, record = study.run(config, checkpoint_dir)
+    path = study.save(record, results)
+    title = plots.title_of(config, data, record["epochs_done"])
+    stem = path.stem
+    figures = {
+        "pairs": plots.pairs(model, data, title),
+        "curves": plots.curves(record["history"], title, record["test"]["accuracy"]),
+        "theta": plots.theta_histograms(diagnostics.survey(model, data.test.images), title),
+    }
+    for name, figure in figures.items():
+        figure.savefig(images / f"{stem}-{name}.png")
+    print(f"test accuracy {record['test']['accuracy']:.1%} on {len(data.test):,} images of {data.name}; "
+          f"train {record['train']['accuracy']:.1%} (dropout off); {record['parameters']:,} parameters; "
+          f"{record['training_seconds']:.0f} s on {record['machine']}")
+    print(f"record: {path}; figures: {images / stem}-{{{','.join(figures)}}}.png")
+
+
+def report(readme: Path, results: Path) -> None:
+    """Put the table of all runs in `results` into README."""
+    study.write_report(readme, results)
+    print(f"{readme}: table written from {results}")
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"{folder}: cannot be written to ({error.strerror}); name another folder") from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m stn_cifar", description=__doc__, epilog=EXAMPLES,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="command")
+    sub = commands.add_parser("train", help="run one experiment", description=train.__doc__, epilog=EXAMPLES,
+                              formatter_class=argparse.RawDescriptionHelpFormatter)
+    sub.set_defaults(command=train)
+    presets = ", ".join(PRESETS)
+    sub.add_argument("--preset", default="tutorial", help=f"where to start from: {presets} (default: tutorial)")
+    sub.add_argument("--results", type=Path, default=study.RESULTS, help="folder for the record (default: results)")
+    sub.add_argument("--images", type=Path, default=Path("images"), help="folder for the figures (default: images)")
+    sub.add_argument("--checkpoint-dir", type=Path, help="keep every epoch's end here, and go on from it")
+    fields = sub.add_argument_group("the experiment", "each overrides the preset; the default shown is Config's")
+    hints = typing.get_type_hints(Config)
+    for field in dataclasses.fields(Config):
+        if field.name != "name":
+            _add_field(fields, field, hints[field.name])
+    sub = commands.add_parser("report", help="write README's table anew from results/", description=report.__doc__)
+    sub.set_defaults(command=report)
+    sub.add_argument("--readme", type=Path, default=Path("README.md"), help="the file to write into")
+    sub.add_argument("--results", type=Path, default=study.RESULTS, help="folder of records (default: results)")
+    return parser
+
+
+def _add_field(group, field: dataclasses.Field, hint) -> None:
+    """One option for one field of Config; Config itself checks the value, so its message is the only one."""
+    kind = typing.get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
+    flag, text = "--" + field.name.replace("_", "-"), field.metadata["help"].replace("%", "%%")
+    if kind is bool:
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+        return
+    choices = field.metadata["choices"]
+    metavar = "{" + ",".join(map(str, choices)) + "}" if choices else field.name.upper()
+    group.add_argument(flag, type=kind, default=None, metavar=metavar, help=f"{text} (default: {field.default})")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""The spatial transformer network: localization + grid generator + sampler in front of a classifier."""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from . import transforms
+from .classifier import TutorialClassifier
+from .localization import TutorialLocalization
+from .sampler import sample
+
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+
+
+class Alignment(NamedTuple):
+    """What the transformer did to a batch."""
+
+    warped: torch.Tensor  # (B, C, H', W'), normalized: the classifier's input
+    theta: torch.Tensor  # (B, 2, 3), projective (B, 3, 3), tps (B, control points, 2)
+    grid: torch.Tensor  # (B, k H', k W', 2), k = supersample
+
+
+class STNClassifier(nn.Module):
+    """Images to logits through a spatial transformer; built by `build_model(config)`.
+
+    Images are (B, C, S, S), uint8 in [0, 255] or float in [0, 1]; normalization happens in here and nowhere else.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        channels, size, out = config.channels, config.image_size, config.output_size or config.image_size
+        self.output_size = out
+        self.family = transforms.FAMILIES[config.transform]
+        self.localization = TutorialLocalization(channels, size, self.family.identity()) if config.stn else None
+        self.classifier = TutorialClassifier(channels, out, config.num_classes)
+        mean, std = (CIFAR10_MEAN, CIFAR10_STD) if channels == 3 else ((0.5,), (0.25,))
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    def forward(self, images):
+        """Logits (B, num_classes) of `images`."""
+        check_images(images, self.config)
+        return self.classifier(self.align(self.normalize(images)).warped)
+
+    def transform(self, images):
+        """What the classifier sees of `images`: (warped images in [0, 1], theta), by the path `forward` takes.
+
+        Pixels outside the picture are the mean colour under padding_mode="zeros": zero, after normalization.
+        """
+        check_images(images, self.config)
+        alignment = self.align(self.normalize(images))
+        images = alignment.warped * self.std + self.mean
+        return images.clamp(0, 1), alignment.theta  # bicubic overshoots a little
+
+    def normalize(self, images):
+        """uint8 [0, 255] or float [0, 1] to zero mean and unit variance per channel."""
+        scale = 255 if images.dtype == torch.uint8 else 1
+        # one multiply-add: x / (scale std) - mean / std
+        return torch.addcmul(-self.mean / self.std, images.to(self.mean.dtype), 1 / (scale * self.std))
+
+    def align(self, images):
+        """Alignment of normalized `images`: predict, warp; with iterations > 1, predict again and compose.
+
+        Every iteration samples the ORIGINAL image through the composed map (Lin & Lucey 2017, arXiv 1612.03897),
+        so borders and blur do not pile up.
+        """
+        if self.localization is None:
+            return self._unaligned(images)
+        theta = self._predict(images)
+        warped, grid = self._warp(images, theta)
+        for _ in range(self.config.iterations - 1):
+            theta = self._predict(warped, theta)
+            warped, grid = self._warp(images, theta)
+        return Alignment(warped, theta, grid)
+
+    def _predict(self, images, so_far=None):
+        """theta for `images`; where they were warped by `so_far` already, the composition of both."""
+        params = self.localization(images).float()
+        with torch.autocast(params.device.type, enabled=False):  # theta and grid are float32, even under autocast
+            step = self.family.theta(params)
+            return step if so_far is None else transforms.compose(so_far, step)
+
+    def _warp(self, images, theta):
+        config = self.config
+        with torch.autocast(theta.device.type, enabled=False):
+            grid = self.family.grid_of(theta, config.supersample * self.output_size)
+            warped = sample(images, grid, config.padding_mode, config.interpolation, config.supersample)
+        return warped, grid
+
+    def _unaligned(self, images):
+        """The control without a transformer: the identity, and no resampling where none is needed."""
+        theta = self.family.theta(self.family.identity().to(images).expand(len(images), -1))
+        warped, grid = self._warp(images, theta)
+        return Alignment(images if self.output_size == images.shape[-1] else warped, theta, grid)
+
+
+def check_images(images, config):
+    """Raise ValueError, naming what is wrong, unless `images` is a batch that a model of `config` can take."""
+    expected = f"(B, {config.channels}, {config.image_size}, {config.image_size})"
+    if not isinstance(images, torch.Tensor):
+        raise ValueError(f"images: a {type(images).__name__}; must be a tensor of shape {expected}")
+    if images.ndim != 4 or images.shape[1:] != (config.channels, config.image_size, config.image_size):
+        raise ValueError(f"images: shape {tuple(images.shape)}; this model needs {expected}")
+    if images.dtype == torch.uint8:
+        return
+    if not images.is_floating_point():
+        raise ValueError(f"images: dtype {images.dtype}; must be uint8 in [0, 255] or float in [0, 1]")
+    if images.numel() and not (images.isfinite().all() and images.min() >= 0 and images.max() <= 1):
+        low, high = images.min().item(), images.max().item()
+        raise ValueError(f"images: values from {low:.4g} to {high:.4g}; float images must lie in [0, 1] without NaN "
+                         "(the model normalizes by itself)")
+
+
+def build_model(config):
+    """A fresh STNClassifier for `config`, on its device, initialized from `config.seed`.
+
+    The global random state is left as it was. The transformer starts at the exact identity.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = STNClassifier(config)
+    # channels last: with three input channels the convolutions run several times faster so
+    return model.to(config.torch_device(), memory_format=torch.channels_last)

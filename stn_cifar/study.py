@@ -1,0 +1,134 @@
+"""Runs that leave a record: one JSON a run in results/, and README's tables made from them."""
+
+import datetime
+import json
+import os
+import platform
+import statistics
+from pathlib import Path
+
+import matplotlib
+import numpy
+import torch
+import torchvision
+
+from . import diagnostics
+from .config import PRESETS, Config
+from .data import Data, load_data
+from .stn import STNClassifier, build_model
+from .training import evaluate, fit
+
+RESULTS = Path("results")
+README_START, README_END = "<!-- results: python -m stn_cifar report -->", "<!-- end of results -->"
+
+
+def run(config: Config, checkpoint_dir=None) -> tuple[STNClassifier, Data, dict]:
+    """One experiment from start to end: the trained model, its data, and the record of it for `save`.
+
+    The test images are looked at once, after the last epoch.
+    """
+    data = load_data(config)
+    model = build_model(config)
+    history = fit(model, data, config, checkpoint_dir)
+    return model, data, record(config, data, model, history)
+
+
+def record(config: Config, data: Data, model: STNClassifier, history: list[dict]) -> dict:
+    """All that is worth keeping of a run, as plain values: config, machine, versions, history, final metrics."""
+    test, train = evaluate(model, data.test), evaluate(model, data.train)
+    seen = diagnostics.survey(model, data.test.images)
+    result = dict(
+        config=config.to_dict(),
+        dataset=data.name,
+        parameters=sum(p.numel() for p in model.parameters()),
+        finished=len(history) == config.epochs,
+        epochs_done=len(history),
+        training_seconds=sum(row["seconds"] for row in history),
+        test=dict(accuracy=test.accuracy, loss=test.loss, images=len(data.test), confusion=test.confusion.tolist()),
+        train=dict(accuracy=train.accuracy, loss=train.loss, images=len(data.train)),  # dropout off
+        theta=diagnostics.summary(seen),
+        history=history,
+        machine=machine(config),
+        versions=dict(python=platform.python_version(), torch=torch.__version__, numpy=numpy.__version__,
+                      torchvision=torchvision.__version__, matplotlib=matplotlib.__version__),
+        date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    )
+    if data.test.poses is not None and seen.theta.shape[1:] == (2, 3):
+        result["pose_recovery"] = diagnostics.pose_recovery(data.test.poses.cpu(), seen.theta).summary()
+    return result
+
+
+def machine(config: Config) -> str:
+    """The machine in words: "NVIDIA H200", or the processor with the number of cores this process may use."""
+    if config.torch_device().type == "cuda":
+        return torch.cuda.get_device_name()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{cores} CPU cores, {_processor_name()}"
+
+
+def _processor_name() -> str:
+    try:  # Linux has the marketing name here; platform.processor() is empty there
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def label(config: Config, dataset: str) -> str:
+    """A file name's stem for a run: preset, data set, every field that differs from the preset, seed."""
+    preset = Config(**{"name": config.name, **PRESETS.get(config.name, {})})
+    skip = ("name", "dataset", "data_root", "device", "seed")
+    changed = [f"{key}={value}" for key, value in config.to_dict().items()
+               if key not in skip and value != getattr(preset, key)]
+    return "-".join([config.name, dataset.lower().replace("-", ""), *changed, f"seed{config.seed}"])
+
+
+def save(result: dict, folder: Path = RESULTS) -> Path:
+    """Write a record of a run into `folder`; returns the file's path."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{label(Config(**result['config']), result['dataset'])}.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    temporary.replace(path)  # whoever reads meanwhile sees the old record or the new one, never half
+    return path
+
+
+def load_results(folder: Path = RESULTS) -> list[dict]:
+    """All records of finished runs in `folder`, in the order of their file names."""
+    records = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
+    return [r for r in records if r.get("finished")]
+
+
+def results_table(records: list[dict]) -> str:
+    """README's table: one row for each preset and data set, over its seeds."""
+    groups: dict[str, list[dict]] = {}
+    for r in records:
+        stem = label(Config(**r["config"]), r["dataset"]).rsplit("-seed", 1)[0]
+        groups.setdefault(stem, []).append(r)
+    lines = ["| run | data | parameters | epochs | test accuracy | train accuracy | seconds an epoch | n | machine |",
+             "|---|---|---|---|---|---|---|---|---|"]
+    for stem, runs in groups.items():
+        first = runs[0]
+        seconds = statistics.median(row["seconds"] for r in runs for row in r["history"])
+        lines.append(f"| {stem} | {first['dataset']} | {first['parameters']:,} | {first['epochs_done']} "
+                     f"| {_percent([r['test']['accuracy'] for r in runs])} "
+                     f"| {_percent([r['train']['accuracy'] for r in runs])} "
+                     f"| {seconds:.1f} | {len(runs)}{' (one run)' if len(runs) == 1 else ''} | {first['machine']} |")
+    return "\n".join(lines)
+
+
+def _percent(values: list[float]) -> str:
+    """Mean as a percentage, with the standard deviation where there are several."""
+    mean = f"{100 * statistics.mean(values):.1f} %"
+    return mean if len(values) == 1 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
+
+
+def write_report(readme: Path = Path("README.md"), folder: Path = RESULTS) -> None:
+    """Put the current results table between README's markers."""
+    text = Path(readme).read_text()
+    if README_START not in text or README_END not in text:
+        raise ValueError(f"readme: {readme} lacks the markers {README_START!r} and {README_END!r}")
+    before, rest = text.split(README_START, 1)
+    after = rest.split(README_END, 1)[1]
+    Path(readme).write_text(f"{before}{README_START}\n{results_table(load_results(folder))}\n{README_END}{after}")

@@ -1,0 +1,265 @@
+"""Transformer families: from unconstrained parameters to theta to a sampling grid (the grid generator).
+
+Convention, everywhere: theta maps OUTPUT coordinates to INPUT coordinates, both in [-1, 1], (x, y) order, with
+align_corners=False (-1 and 1 are the outer edges of the corner pixels). So a scale above 1 zooms out, a shift of
+(0.5, 0) moves the picture's content half a half-width to the LEFT, and a positive angle turns the content
+counter-clockwise as seen on the screen (y points down). Images are square; on others a rotation would shear.
+
+Source: Jaderberg et al. 2015, "Spatial Transformer Networks", arXiv 1506.02025, equations 1, 3 and section 3.2.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+TPS_POINTS = 4  # control points along each side: 4 x 4 by default
+MAX_TILT = 0.45  # bound on the two perspective terms: keeps the horizon outside the picture (denominator >= 0.1)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One row of the table: how parameters (B, num_params) become theta, and theta a grid (B, H, W, 2)."""
+
+    name: str
+    num_params: int
+    start: tuple[float, ...]  # the parameters of the identity
+    to_theta: Callable
+    to_grid: Callable
+    is_matrix: bool = True  # theta is a matrix: it composes and inverts
+
+    def identity(self):
+        """Parameters (num_params,) of the exact identity: what a fresh localization network puts out."""
+        return torch.tensor(self.start, dtype=torch.float32)
+
+    def theta(self, params):
+        """theta of `params` (B, num_params): (B, 2, 3), projective (B, 3, 3), tps (B, control points, 2)."""
+        if params.ndim != 2 or params.shape[1] != self.num_params:
+            raise ValueError(f"params: shape {tuple(params.shape)}; {self.name} needs (B, {self.num_params})")
+        return self.to_theta(params)
+
+    def grid(self, params, size):
+        """Sampling grid (B, H, W, 2) in input coordinates for an output of `size`: an int, or (H, W)."""
+        return self.grid_of(self.theta(params), size)
+
+    def grid_of(self, theta, size):
+        """Sampling grid (B, H, W, 2) of `theta`."""
+        height, width = (size, size) if isinstance(size, int) else size
+        return self.to_grid(theta, height, width)
+
+
+# ---- parameters -> theta ----------------------------------------------------------------------------------------
+
+
+def _rows(*entries):
+    """Matrix (B, rows, 3) from its entries (B,), row by row."""
+    return torch.stack(entries, dim=1).reshape(len(entries[0]), -1, 3)
+
+
+def _translation(params):
+    """[[1, 0, t_x], [0, 1, t_y]]; params: shift (t_x, t_y) in half-widths."""
+    tx, ty = params.unbind(1)
+    one, zero = torch.ones_like(tx), torch.zeros_like(tx)
+    return _rows(one, zero, tx, zero, one, ty)
+
+
+def _rotation(params):
+    """[[cos, -sin, 0], [sin, cos, 0]]; params: angle in radians."""
+    cos, sin = params[:, 0].cos(), params[:, 0].sin()
+    zero = torch.zeros_like(cos)
+    return _rows(cos, -sin, zero, sin, cos, zero)
+
+
+def _attention(params):
+    """[[s, 0, t_x], [0, s, t_y]], the paper's equation 3; params: log s, t_x, t_y."""
+    log_scale, tx, ty = params.unbind(1)
+    scale, zero = log_scale.exp(), torch.zeros_like(tx)
+    return _rows(scale, zero, tx, zero, scale, ty)
+
+
+def _similarity(params):
+    """[[s cos, -s sin, t_x], [s sin, s cos, t_y]]; params: angle in radians, log s, t_x, t_y."""
+    angle, log_scale, tx, ty = params.unbind(1)
+    cos, sin = log_scale.exp() * angle.cos(), log_scale.exp() * angle.sin()
+    return _rows(cos, -sin, tx, sin, cos, ty)
+
+
+def _affine(params):
+    """[[a, b, c], [d, e, f]], the paper's equation 1; params: the six entries, row by row."""
+    return params.reshape(-1, 2, 3)
+
+
+def _projective(params):
+    """[[a, b, c], [d, e, f], [g, h, 1]]; params: a to f as in affine, then two that tanh bounds to |g|, |h| < 0.45.
+
+    The denominator g x + h y + 1 then stays above 0.1 inside the picture, whatever the parameters.
+    """
+    tilt = MAX_TILT * params[:, 6:].tanh()
+    return torch.cat([params[:, :6], tilt, torch.ones_like(tilt[:, :1])], dim=1).reshape(-1, 3, 3)
+
+
+def _tps(params):
+    """Where each of the K control points is sampled, (B, K, 2); params: its displacement (x, y) in half-widths."""
+    displacement = params.reshape(len(params), -1, 2)
+    return control_points(TPS_POINTS, params.dtype, params.device) + displacement
+
+
+# ---- theta -> grid ----------------------------------------------------------------------------------------------
+
+
+def _affine_grid(theta, height, width):
+    return F.affine_grid(theta, (len(theta), 1, height, width), align_corners=False)
+
+
+def _projective_grid(theta, height, width):
+    points = _output_points(height, width, theta.dtype, theta.device)  # (H*W, 3)
+    x, y, w = (points @ theta.transpose(1, 2)).unbind(-1)  # (B, H*W) each
+    # composed maps may bring the horizon in; points beyond it are pushed far outside instead of turning inside out
+    w = w.clamp_min(1e-3)
+    return torch.stack([x / w, y / w], dim=-1).reshape(-1, height, width, 2)
+
+
+def _tps_grid(theta, height, width):
+    weights = _tps_weights(math.isqrt(theta.shape[1]), height, width, theta.dtype, theta.device)  # (H*W, K)
+    return (weights @ theta).reshape(-1, height, width, 2)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # a tensor cached under inference mode could never take part in training
+def _output_points(height, width, dtype, device):
+    """Homogeneous centres (x, y, 1) of the output pixels, (H*W, 3)."""
+    identity = torch.eye(2, 3, dtype=dtype, device=device)[None]
+    xy = F.affine_grid(identity, (1, 1, height, width), align_corners=False).reshape(-1, 2)
+    return torch.cat([xy, torch.ones_like(xy[:, :1])], dim=1)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def control_points(side, dtype=torch.float64, device="cpu"):
+    """The side x side control points (x, y) of a thin plate spline on [-1, 1]^2, (side^2, 2), row by row."""
+    axis = torch.linspace(-1, 1, side, dtype=torch.float64)
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    return torch.stack([x, y], dim=-1).reshape(-1, 2).to(device, dtype)
+
+
+def _tps_kernel(a, b):
+    """U(r) = r^2 log r^2 between the points a (M, 2) and b (K, 2): (M, K)."""
+    r2 = (a[:, None] - b[None]).square().sum(-1)
+    return torch.xlogy(r2, r2)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _tps_weights(side, height, width, dtype, device):
+    """Matrix (H*W, K) from control values to values at the output pixels; solved once in float64 (Bookstein 1989).
+
+    A spline is linear in the values at its control points, so the whole grid generator is one matrix product.
+    """
+    points = control_points(side)
+    count = len(points)
+    ones = torch.ones(count, 1, dtype=torch.float64)
+    system = torch.zeros(count + 3, count + 3, dtype=torch.float64)
+    system[:count, :count] = _tps_kernel(points, points)
+    system[:count, count:] = torch.cat([ones, points], dim=1)
+    system[count:, :count] = system[:count, count:].T
+    pixels = _output_points(height, width, torch.float64, torch.device("cpu"))[:, :2]
+    basis = torch.cat([_tps_kernel(pixels, points), torch.ones(len(pixels), 1, dtype=torch.float64), pixels], dim=1)
+    return torch.linalg.solve(system, basis, left=False)[:, :count].to(device, dtype)
+
+
+FAMILIES = {
+    family.name: family
+    for family in (
+        Family("translation", 2, (0, 0), _translation, _affine_grid),
+        Family("rotation", 1, (0,), _rotation, _affine_grid),
+        Family("attention", 3, (0, 0, 0), _attention, _affine_grid),
+        Family("similarity", 4, (0, 0, 0, 0), _similarity, _affine_grid),
+        Family("affine", 6, (1, 0, 0, 0, 1, 0), _affine, _affine_grid),
+        Family("projective", 8, (1, 0, 0, 0, 1, 0, 0, 0), _projective, _projective_grid),
+        Family("tps", 2 * TPS_POINTS**2, (0,) * (2 * TPS_POINTS**2), _tps, _tps_grid, is_matrix=False),
+    )
+}
+
+
+# ---- measuring grids --------------------------------------------------------------------------------------------
+
+
+def identity_grid(grid):
+    """The identity's sampling grid (1, H, W, 2) of the same size, dtype and device as `grid` (B, H, W, 2)."""
+    _, height, width, _ = grid.shape
+    return _output_points(height, width, grid.dtype, grid.device)[:, :2].reshape(1, height, width, 2)
+
+
+def spread(grid):
+    """Mean squared distance of a grid's points (B, H, W, 2) from their centre, (B,): its size, squared."""
+    return (grid - grid.mean(dim=(1, 2), keepdim=True)).square().sum(-1).mean(dim=(1, 2))
+
+
+# ---- working with matrices --------------------------------------------------------------------------------------
+
+
+def homogeneous(theta):
+    """theta (B, 2, 3) or (B, 3, 3) as (B, 3, 3)."""
+    if theta.shape[-2:] == (3, 3):
+        return theta
+    if theta.shape[-2:] != (2, 3):
+        raise ValueError(f"theta: shape {tuple(theta.shape)} is no matrix family's; need (B, 2, 3) or (B, 3, 3)")
+    zero = torch.zeros_like(theta[..., :1, :2])
+    return torch.cat([theta, torch.cat([zero, torch.ones_like(zero[..., :1])], dim=-1)], dim=-2)
+
+
+def compose(outer, inner):
+    """The map p -> outer(inner(p)), in the shape of the wider of the two; bottom-right entry 1.
+
+    Sampling by `outer` and then, from the result, by `inner` equals sampling once by compose(outer, inner).
+    """
+    product = homogeneous(outer) @ homogeneous(inner)
+    if outer.shape[-2] == inner.shape[-2] == 2:
+        return product[..., :2, :]
+    return product / product[..., 2:, 2:]
+
+
+def inverse(theta):
+    """The map that undoes theta, in theta's shape. Singular maps raise torch.linalg.LinAlgError."""
+    inverted = torch.linalg.inv(homogeneous(theta))
+    if theta.shape[-2] == 2:
+        return inverted[..., :2, :]
+    return inverted / inverted[..., 2:, 2:]
+
+
+def apply(theta, points):
+    """Where theta (B, 2, 3) or (B, 3, 3) sends `points` (B, H, W, 2) or (1, H, W, 2): (B, H, W, 2)."""
+    moved = points @ theta[:, None, :, :2].transpose(2, 3) + theta[:, None, None, :, 2]
+    return moved if theta.shape[1] == 2 else moved[..., :2] / moved[..., 2:].clamp_min(1e-3)
+
+
+class Pose(NamedTuple):
+    """theta taken apart, each (B,): A = R(angle) [[scale_x, scale_x * shear], [0, scale_y]], then the shift."""
+
+    angle: torch.Tensor  # radians, in (-pi, pi]
+    scale_x: torch.Tensor
+    scale_y: torch.Tensor  # negative where theta mirrors
+    shear: torch.Tensor
+    shift_x: torch.Tensor  # half-widths
+    shift_y: torch.Tensor
+
+    @property
+    def scale(self):
+        """Geometric mean of the two scales, sqrt|det A|."""
+        return (self.scale_x * self.scale_y).abs().sqrt()
+
+
+def decompose(theta):
+    """Pose of theta (B, 2, 3); of (B, 3, 3), the affine part at the picture's centre (first-order there)."""
+    if theta.shape[-2:] == (3, 3):
+        centre = theta[:, :2, 2:] / theta[:, 2:, 2:]
+        # derivative of the projective map at (0, 0)
+        linear = theta[:, :2, :2] / theta[:, 2:, 2:] - centre @ theta[:, 2:, :2] / theta[:, 2:, 2:]
+        theta = torch.cat([linear, centre], dim=2)
+    (a, b, tx), (c, d, ty) = (row.unbind(-1) for row in theta.unbind(-2))
+    scale_x = torch.hypot(a, c)
+    return Pose(torch.atan2(c, a), scale_x, (a * d - b * c) / scale_x, (a * b + c * d) / scale_x.square(), tx, ty)
