@@ -10,7 +10,7 @@ from pathlib import Path
 from . import diagnostics, plots, study
 from .checkpoints import CheckpointError
 from .config import PRESETS, Config
-from .data import DataError
+from .data import DataError, load_data
 from .training import NonFiniteLoss
 
 EXAMPLES = """examples:
@@ -19,8 +19,10 @@ EXAMPLES = """examples:
   python -m stn_cifar train --transform rotation --seed 1    another transformer family, another seed
   python -m stn_cifar train --no-stn                         the control: the same classifier alone
   python -m stn_cifar train --dataset glyphs                 no network needed: drawn glyphs in random poses
-  python -m stn_cifar report                                 write README's table anew from results/
+  python -m stn_cifar figures                                draw the transformer families
+  python -m stn_cifar report                                 bring README's table and links up to date
 """
+FAMILIES_PICTURE = 13  # a horse, which fills its picture: good to see what a warp does
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,6 +46,7 @@ def train(preset: str, results: Path, images: Path, checkpoint_dir: Path | None,
     title = plots.title_of(config, data, record["epochs_done"])
     stem = path.stem
     figures = {
+        "strip": plots.strip(model, data, title),
         "pairs": plots.pairs(model, data, title),
         "curves": plots.curves(record["history"], title, record["test"]["accuracy"]),
         "theta": plots.theta_histograms(diagnostics.survey(model, data.test.images), title),
@@ -56,10 +59,19 @@ def train(preset: str, results: Path, images: Path, checkpoint_dir: Path | None,
     print(f"record: {path}; figures: {images / stem}-{{{','.join(figures)}}}.png")
 
 
-def report(readme: Path, results: Path) -> None:
-    """Put the table of all runs in `results` into README."""
-    study.write_report(readme, results)
-    print(f"{readme}: table written from {results}")
+def figures(images: Path, dataset: str) -> None:
+    """Draw the figures that need no training."""
+    _check_writable(images)
+    data = load_data(Config(dataset=dataset))
+    path = images / "transform_families.png"
+    plots.families(data.test.images[FAMILIES_PICTURE]).savefig(path)
+    print(f"figure: {path}")
+
+
+def report(readme: Path, results: Path, notebook: Path) -> None:
+    """Bring README up to date: the table of all runs in `results`, and the Colab link from the notebook's REPO_URL."""
+    study.write_report(readme, results, notebook)
+    print(f"{readme}: results table and Colab link written")
 
 
 def _check_writable(folder: Path) -> None:
@@ -89,10 +101,15 @@ def _parser() -> argparse.ArgumentParser:
     for field in dataclasses.fields(Config):
         if field.name != "name":
             _add_field(fields, field, hints[field.name])
-    sub = commands.add_parser("report", help="write README's table anew from results/", description=report.__doc__)
+    sub = commands.add_parser("figures", help="draw the figures that need no training", description=figures.__doc__)
+    sub.set_defaults(command=figures)
+    sub.add_argument("--images", type=Path, default=Path("images"), help="folder for the figures (default: images)")
+    sub.add_argument("--dataset", default="auto", help="whose pictures to draw (default: auto)")
+    sub = commands.add_parser("report", help="bring README up to date", description=report.__doc__)
     sub.set_defaults(command=report)
     sub.add_argument("--readme", type=Path, default=Path("README.md"), help="the file to write into")
     sub.add_argument("--results", type=Path, default=study.RESULTS, help="folder of records (default: results)")
+    sub.add_argument("--notebook", type=Path, default=study.NOTEBOOK, help="the notebook whose REPO_URL is the address")
     return parser
 
 

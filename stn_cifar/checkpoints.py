@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import io
 import os
+import time
 import warnings
 import zipfile
 from pathlib import Path
@@ -24,6 +25,8 @@ HEADER = len(MAGIC) + 8 + 32
 SCHEMA = 1  # of the content; a newer one is not guessed at
 MAX_BYTES = 2**31  # far above any model here; a larger file is not read into memory
 KEEP = 2
+CONTENT = dict(config=dict, model=dict, optimizer=dict, history=list)
+STALE = 3600  # seconds after which a temporary file is no longer anybody's: writing takes seconds
 FREE = ("name", "data_root", "device", "epochs")  # may differ between a run and its continuation
 
 
@@ -53,9 +56,12 @@ def save_checkpoint(folder: Path, model, optimizer, history: list[dict], config:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
-    for old in _newest_first(folder)[KEEP:]:
+    # later epochs were passed over as damaged: they are not ours to delete, and push nothing out
+    old = [file for epoch, file in _numbered(folder) if epoch <= len(history)][KEEP:]
+    for file in [*old, *folder.glob(".epoch-*.tmp")]:
         with contextlib.suppress(OSError):
-            old.unlink()
+            if file in old or time.time() - file.stat().st_mtime > STALE:  # left by a process that was killed
+                file.unlink()
     return path
 
 
@@ -66,28 +72,33 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict:
         size = path.stat().st_size
         if not HEADER < size <= MAX_BYTES:
             raise CheckpointError(f"{path}: {size} bytes; empty, cut off, or no checkpoint of ours")
-        raw = path.read_bytes()
+        with open(path, "rb") as file:
+            header = file.read(HEADER)
+            if not header.startswith(MAGIC):
+                raise CheckpointError(f"{path}: not a checkpoint of this program")
+            if int.from_bytes(header[len(MAGIC):len(MAGIC) + 8], "big") != size - HEADER:
+                raise CheckpointError(f"{path}: cut off, or longer than it was written")
+            content = file.read(size - HEADER)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    content = raw[HEADER:]
-    if raw[:len(MAGIC)] != MAGIC:
-        raise CheckpointError(f"{path}: not a checkpoint of this program")
-    if len(content) != int.from_bytes(raw[len(MAGIC):len(MAGIC) + 8], "big"):
-        raise CheckpointError(f"{path}: cut off, or longer than it was written")
-    if hashlib.sha256(content).digest() != raw[len(MAGIC) + 8:HEADER]:
+    if hashlib.sha256(content).digest() != header[len(MAGIC) + 8:]:
         raise CheckpointError(f"{path}: damaged, its content does not have the checksum it was written with")
     try:
+        # what does not start as an archive, torch.load reads as an old format, whose reader ran code (CVE-2025-32434)
+        if not content.startswith(b"PK"):
+            raise CheckpointError(f"{path}: not an archive as torch.save writes it")
         with zipfile.ZipFile(io.BytesIO(content)) as archive:  # torch.save compresses nothing: no bombs
-            if any(entry.file_size > len(content) for entry in archive.infolist()):
+            if sum(entry.file_size for entry in archive.infolist()) > len(content):
                 raise CheckpointError(f"{path}: would unpack to more than the file holds")
         state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
-        schema = state["schema"]
+        if (schema := state["schema"]) != SCHEMA:
+            raise CheckpointError(f"{path}: written by another version (schema {schema}, this one reads {SCHEMA})")
+        if wrong := [key for key, kind in CONTENT.items() if not isinstance(state.get(key), kind)]:
+            raise CheckpointError(f"{path}: holds no {', '.join(wrong)}")
     except CheckpointError:
         raise
     except Exception as error:  # a file made to harm may raise anything
         raise CheckpointError(f"{path}: not readable as a checkpoint ({type(error).__name__}: {error})") from error
-    if schema != SCHEMA:
-        raise CheckpointError(f"{path}: written by another version (schema {schema}, this one reads {SCHEMA})")
     return state
 
 
@@ -97,7 +108,7 @@ def newest_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict 
     A bad one is named in a warning and passed over for the one before. None good: CheckpointError; nothing is deleted.
     """
     problems = []
-    for path in _newest_first(folder):
+    for _, path in _numbered(folder):
         try:
             state = read_checkpoint(path, device)
         except CheckpointError as error:
@@ -115,14 +126,15 @@ def newest_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict 
 def resume(folder: Path, model, optimizer, config: Config, **same) -> dict | None:
     """Put model and optimizer into the newest good checkpoint's state; returns its content, None if there is none.
 
-    The folder is made where it is missing. ValueError, naming what differs, if the checkpoint is of another run:
-    another config (only FREE fields may differ), or another value of one of `same`, kept with save_checkpoint.
+    The folder is made where it is missing. CheckpointError if there are checkpoints and none is good. ValueError,
+    naming what differs, if the newest good one is of another run: another config (only FREE fields may differ), or
+    another value of one of `same`, kept with save_checkpoint.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     state = newest_checkpoint(folder, config.torch_device())
     if state is None:
         return None
-    saved, now = state["config"] | {key: state[key] for key in same}, config.to_dict() | same
+    saved, now = state["config"] | {key: state.get(key) for key in same}, config.to_dict() | same
     differ = [f"{key}: {saved.get(key)!r} in the checkpoint, {value!r} now"
               for key, value in now.items() if key not in FREE and saved.get(key) != value]
     if differ:
@@ -131,8 +143,11 @@ def resume(folder: Path, model, optimizer, config: Config, **same) -> dict | Non
     if len(state["history"]) > config.epochs:
         raise ValueError(f"epochs: {config.epochs}, but {folder} stands after {len(state['history'])} already; "
                          "name another checkpoint_dir to train for fewer")
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    try:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{folder}: does not fit this version's models ({error})") from error
     return state
 
 
@@ -146,12 +161,20 @@ def load_model(path: str | Path, device: str = "auto") -> STNClassifier:
     if state is None:
         raise CheckpointError(f"{path}: holds no checkpoint (epoch-*.pt)")
     try:
-        model = build_model(Config(**{**state["config"], "device": device}))
+        config = Config(**{**state["config"], "device": device})
+        with torch.device("meta"):  # shapes without memory: none is taken before it is known that the file fills it
+            needed = {name: tensor.shape for name, tensor in STNClassifier(config).state_dict().items()}
+        if needed != {name: tensor.shape for name, tensor in state["model"].items()
+                      if tensor.nbytes <= tensor.untyped_storage().nbytes()}:  # one number can pose as a million
+            raise ValueError("its weights are not those of its config")
+        model = build_model(config)
         model.load_state_dict(state["model"])
-    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{path}: does not fit this version's models ({error})") from error
     return model.eval()
 
 
-def _newest_first(folder: Path) -> list[Path]:
-    return sorted(Path(folder).glob("epoch-*.pt"), reverse=True)
+def _numbered(folder: Path) -> list[tuple[int, Path]]:
+    """The checkpoints in `folder` with their epochs, newest first; files of other names are none of ours."""
+    paths = [path for path in Path(folder).glob("epoch-*.pt") if path.stem.removeprefix("epoch-").isdecimal()]
+    return sorted(((int(path.stem.removeprefix("epoch-")), path) for path in paths), reverse=True)

@@ -4,6 +4,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import statistics
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from .stn import STNClassifier, build_model
 from .training import evaluate, fit
 
 RESULTS = Path("results")
-README_START, README_END = "<!-- results: python -m stn_cifar report -->", "<!-- end of results -->"
+NOTEBOOK = Path("notebooks/stn_cifar10.ipynb")
 
 
 def run(config: Config, checkpoint_dir=None) -> tuple[STNClassifier, Data, dict]:
@@ -53,7 +54,7 @@ def record(config: Config, data: Data, model: STNClassifier, history: list[dict]
                       torchvision=torchvision.__version__, matplotlib=matplotlib.__version__),
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
-    if data.test.poses is not None and seen.theta.shape[1:] == (2, 3):
+    if data.test.poses is not None and data.test.poses.shape[-1] == 3 and seen.theta.shape[1:] == (2, 3):  # matrices
         result["pose_recovery"] = diagnostics.pose_recovery(data.test.poses.cpu(), seen.theta).summary()
     return result
 
@@ -124,11 +125,30 @@ def _percent(values: list[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
 
 
-def write_report(readme: Path = Path("README.md"), folder: Path = RESULTS) -> None:
-    """Put the current results table between README's markers."""
+def colab_link(notebook: Path = NOTEBOOK) -> str:
+    """README's line on Colab, from the one place where the repository's address is set: the notebook's REPO_URL."""
+    cells = json.loads(Path(notebook).read_text())["cells"]
+    tagged = [cell["source"] for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    settings = "".join("".join(source) for source in tagged)
+    address = re.search(r'^REPO_URL = "(.*?)(?:\.git)?/?"', settings, re.MULTILINE)
+    ref = re.search(r'^REF = "(.*?)"', settings, re.MULTILINE)
+    if address is None or ref is None:
+        raise ValueError(f"notebook: {notebook} has no cell tagged 'parameters' that sets REPO_URL and REF")
+    if not address[1]:
+        return ("The repository's address is not set yet: put it into `REPO_URL` in the notebook's first cell, run\n"
+                "`python -m stn_cifar report`, and the link appears here. Until then, upload the notebook to Colab and "
+                "fill in\nthe field.")
+    page = address[1].replace("https://github.com/", "https://colab.research.google.com/github/")
+    return f"[open it in Colab]({page}/blob/{ref[1] or 'main'}/{NOTEBOOK.as_posix()})"
+
+
+def write_report(readme: Path = Path("README.md"), folder: Path = RESULTS, notebook: Path = NOTEBOOK) -> None:
+    """Put the current results table and the Colab link between README's markers."""
     text = Path(readme).read_text()
-    if README_START not in text or README_END not in text:
-        raise ValueError(f"readme: {readme} lacks the markers {README_START!r} and {README_END!r}")
-    before, rest = text.split(README_START, 1)
-    after = rest.split(README_END, 1)[1]
-    Path(readme).write_text(f"{before}{README_START}\n{results_table(load_results(folder))}\n{README_END}{after}")
+    for name, content in (("results", results_table(load_results(folder))), ("colab", colab_link(notebook))):
+        start, end = f"<!-- {name}: python -m stn_cifar report -->", f"<!-- end of {name} -->"
+        if start not in text or end not in text:
+            raise ValueError(f"readme: {readme} lacks the markers {start!r} and {end!r}")
+        before, rest = text.split(start, 1)
+        text = f"{before}{start}\n{content}\n{end}{rest.split(end, 1)[1]}"
+    Path(readme).write_text(text)

@@ -7,6 +7,7 @@ import statistics
 import sys
 import threading
 import time
+import traceback
 import warnings
 from typing import NamedTuple
 
@@ -52,10 +53,12 @@ def fit(model, data, config, checkpoint_dir=None, on_epoch_end=None):
                          "dataset='glyphs', or a distortion other than 'elastic'")
     torch.set_flush_denormal(True)  # vanishing activations would make CPUs 5 to 50 times slower (pytorch#23862)
     optimizer = make_optimizer(model, config)
-    state = checkpoint_dir and resume(checkpoint_dir, model, optimizer, config, dataset=data.name)
+    same = dict(dataset=data.name, training_images=len(train))
+    state = checkpoint_dir and resume(checkpoint_dir, model, optimizer, config, **same)
     history = state["history"] if state else []
-    # a resumed run goes on in its own precision: a new measurement might choose another, and change the result
-    precision = state["precision"] if state else choose_precision(model, train.images[:config.batch_size], config)
+    with _out_of_memory_explained(config):
+        # a resumed run goes on in its own precision: a new measurement might choose another, and change the result
+        precision = state["precision"] if state else choose_precision(model, train.images[:config.batch_size], config)
     if state:
         print(f"resuming after epoch {len(history)} of {config.epochs}")
     steps = math.ceil(len(train) / config.batch_size)
@@ -66,7 +69,8 @@ def fit(model, data, config, checkpoint_dir=None, on_epoch_end=None):
         with sigterm_as_interrupt():
             for epoch in range(len(history) + 1, config.epochs + 1):
                 started = time.perf_counter()
-                with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                with (torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+                      _out_of_memory_explained(config)):
                     loss, accuracy = train_epoch(model, train, optimizer, config, precision, epoch, progress)
                 row = dict(epoch=epoch, train_loss=loss, train_accuracy=accuracy)
                 if data.val is not None:
@@ -75,7 +79,7 @@ def fit(model, data, config, checkpoint_dir=None, on_epoch_end=None):
                 history.append(row | dict(learning_rate=config.learning_rate, seconds=time.perf_counter() - started))
                 if checkpoint_dir:
                     can_save = _save(checkpoint_dir, can_save, model, optimizer, history, config,
-                                     dataset=data.name, precision=precision)
+                                     **same, precision=precision)
                 progress.set_postfix_str(_summary(row, config.epochs))
                 if on_epoch_end is not None:
                     on_epoch_end(model, history)
@@ -83,11 +87,6 @@ def fit(model, data, config, checkpoint_dir=None, on_epoch_end=None):
         progress.close()
         print(f"stopped; {len(history)} of {config.epochs} epochs are complete"
               + (f" and kept in {checkpoint_dir}" if checkpoint_dir and can_save and history else ""))
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        raise MemoryError(f"batch_size: {config.batch_size} does not fit into the memory of {device}; "
-                          f"set a smaller one, such as {max(1, config.batch_size // 2)}") from error
     finally:
         progress.close()
     return history
@@ -97,10 +96,14 @@ def _save(folder, could_save, *content, **more):
     """save_checkpoint, but a full disk or a folder that is gone ends no training: told once, tried again each epoch."""
     try:
         save_checkpoint(folder, *content, **more)
+    except KeyboardInterrupt:  # a stop in the midst of it: the epoch is complete, so keep it first
+        with contextlib.suppress(OSError):
+            save_checkpoint(folder, *content, **more)
+        raise
     except OSError as error:
         if could_save:
-            warnings.warn(f"checkpoint_dir: cannot write to {folder} ({error.strerror}); training goes on, and tries "
-                          "again after each epoch", stacklevel=3)
+            warnings.warn(f"checkpoint_dir: cannot write to {folder} ({error.strerror or error}); training goes on, "
+                          "and tries again after each epoch", stacklevel=3)
         return False
     return True
 
@@ -111,15 +114,27 @@ def sigterm_as_interrupt():
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    # not by raising SIGINT, which the shell has ignored in programs started with nohup or &
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)  # None: not set by Python
 
 
-def _is_out_of_memory(error):
-    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "can't allocate memory" in str(error)
+@contextlib.contextmanager
+def _out_of_memory_explained(config):
+    """Within it, running out of memory, as torch on any device puts it, is a MemoryError that says what to set."""
+    signs = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in signs):
+            raise
+        # a notebook keeps the last traceback, whose frames would hold the memory that the next try needs
+        traceback.clear_frames(error.__traceback__)
+        raise MemoryError(f"batch_size: {config.batch_size} does not fit into the memory of {config.torch_device()}; "
+                          f"set a smaller one, such as {max(1, config.batch_size // 2)}") from error
 
 
 def train_epoch(model, train, optimizer, config, precision, epoch, progress):
@@ -147,6 +162,8 @@ def train_epoch(model, train, optimizer, config, precision, epoch, progress):
         correct += (logits.argmax(1) == labels).sum()
         progress.update()
     losses = torch.stack(losses)  # the epoch's one synchronisation
+    if not all(p.isfinite().all() for p in model.parameters()):
+        losses[-1] = math.nan  # done by the last step, so no loss has shown it yet; it must not be kept as good
     if not losses.isfinite().all():
         step = (~losses.isfinite()).nonzero()[0].item()
         raise NonFiniteLoss(
@@ -194,6 +211,8 @@ def choose_precision(model, images, config):
     """
     if config.precision != "auto":
         return config.precision
+    # a distortion puts them on a larger canvas; speed does not depend on what they show
+    images = images.new_zeros(len(images), config.channels, config.image_size, config.image_size)
     # cards before compute capability 8.0 emulate bf16, slowly, and claim to support it (pytorch#148322)
     old_card = images.is_cuda and torch.cuda.get_device_capability(images.device) < (8, 0)
     narrow = "fp16" if old_card else "bf16"

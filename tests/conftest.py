@@ -1,0 +1,21 @@
+"""What several test files share: a small data set, and a process left as it was found."""
+
+import pytest
+import torch
+
+from stn_cifar.data import Data, Split
+from stn_cifar.glyphs import CLASSES, make_glyphs
+
+
+@pytest.fixture(autouse=True)
+def denormal_numbers_are_back_after_each_test():
+    """fit switches them off for the whole process, which hypothesis' floating point strategies would notice."""
+    yield
+    torch.set_flush_denormal(False)
+
+
+@pytest.fixture(scope="session")
+def glyph_data():
+    """glyphs in small: with batches of 64 the last of the 203 training images are a ragged batch of 11."""
+    train, val, test = (Split(*make_glyphs(count, seed)) for seed, count in enumerate((203, 57, 130)))
+    return Data(train, val, test, CLASSES, "glyphs")
