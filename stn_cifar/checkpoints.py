@@ -130,7 +130,10 @@ def resume(folder: Path, model, optimizer, config: Config, **same) -> dict | Non
     naming what differs, if the newest good one is of another run: another config (only FREE fields may differ), or
     another value of one of `same`, kept with save_checkpoint.
     """
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # better told before hours of training than after
+        raise CheckpointError(f"checkpoint_dir: {folder} cannot be made ({error.strerror}); name another") from error
     state = newest_checkpoint(folder, config.torch_device())
     if state is None:
         return None

@@ -124,17 +124,22 @@ def _projective_grid(theta, height, width):
 
 
 def _tps_grid(theta, height, width):
-    weights = _tps_weights(math.isqrt(theta.shape[1]), height, width, theta.dtype, theta.device)  # (H*W, K)
-    return (weights @ theta).reshape(-1, height, width, 2)
+    side, kind = math.isqrt(theta.shape[1]), (theta.dtype, theta.device)
+    still = _output_points(height, width, *kind)[:, :2]
+    # displacements apart from where they start, so that none at all is the exact identity
+    displaced = _tps_weights(side, height, width, *kind) @ (theta - control_points(side, *kind))  # (B, H*W, 2)
+    return (still + displaced).reshape(-1, height, width, 2)
 
 
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)  # a tensor cached under inference mode could never take part in training
 def _output_points(height, width, dtype, device):
     """Homogeneous centres (x, y, 1) of the output pixels, (H*W, 3)."""
-    identity = torch.eye(2, 3, dtype=dtype, device=device)[None]
-    xy = F.affine_grid(identity, (1, 1, height, width), align_corners=False).reshape(-1, 2)
-    return torch.cat([xy, torch.ones_like(xy[:, :1])], dim=1)
+    # made by additions alone: autocast, which may be on at the first call, coarsens matrix products
+    y = (2 * torch.arange(height, dtype=torch.float64) + 1) / height - 1
+    x = (2 * torch.arange(width, dtype=torch.float64) + 1) / width - 1
+    y, x = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack([x, y, torch.ones_like(x)], dim=-1).reshape(-1, 3).to(device, dtype)
 
 
 @lru_cache(maxsize=16)
