@@ -78,10 +78,13 @@ class Recovery(NamedTuple):
         )
 
 
-def pose_recovery(applied: Tensor, answered: Tensor) -> Recovery:
-    """How far `answered` (N, 2, 3) undoes `applied` (N, 2, 3): the pose of applied(answered(p)).
+def pose_recovery(applied: Tensor | None, answered: Tensor) -> Recovery | None:
+    """How far `answered` undoes `applied`, both (N, 2, 3) or (N, 3, 3): the pose of applied(answered(p)).
 
+    None where it cannot be told: no pose is known, or one of the two is no matrix (a thin plate spline).
     The warped picture shows, at p, the undistorted one at applied(answered(p)): the identity where all is undone.
     """
-    left = transforms.decompose(transforms.compose(applied, answered))
+    if applied is None or applied.shape[-1] != 3 or answered.shape[-1] != 3:
+        return None
+    left = transforms.decompose(transforms.compose(applied.cpu(), answered.cpu()))
     return Recovery(left.angle.abs().rad2deg(), left.scale.log(), torch.hypot(left.shift_x, left.shift_y))

@@ -54,8 +54,9 @@ def record(config: Config, data: Data, model: STNClassifier, history: list[dict]
                       torchvision=torchvision.__version__, matplotlib=matplotlib.__version__),
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
-    if data.test.poses is not None and data.test.poses.shape[-1] == 3 and seen.theta.shape[1:] == (2, 3):  # matrices
-        result["pose_recovery"] = diagnostics.pose_recovery(data.test.poses.cpu(), seen.theta).summary()
+    recovery = diagnostics.pose_recovery(data.test.poses, seen.theta)
+    if recovery is not None:
+        result["pose_recovery"] = recovery.summary()
     return result
 
 

@@ -1,0 +1,618 @@
+"""fit and evaluate: numbers that equal a naive recomputation, runs that repeat to the bit, and clean ends."""
+
+import itertools
+import json
+import math
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from stn_cifar import distortions, training
+from stn_cifar.config import Config
+from stn_cifar.data import Data, Split
+from stn_cifar.stn import build_model
+from stn_cifar.training import NonFiniteLoss, choose_precision, evaluate, fit, make_optimizer, transformer_loss
+from stn_cifar.transforms import FAMILIES, inverse
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def config(**fields):
+    return Config(**{"device": "cpu", "precision": "fp32", "epochs": 1, **fields})
+
+
+def trained(data, seed_of_the_world=None, **fields):
+    """A model after `fit`, and its history."""
+    if seed_of_the_world is not None:
+        torch.manual_seed(seed_of_the_world)
+    model = build_model(config(**fields))
+    return model, fit(model, data, config(**fields))
+
+
+def same_weights(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def only_train(data, count=None, poses=True):
+    """`data` without validation, its training images cut to `count`, with or without their poses."""
+    train = data.train[:count]
+    return Data(Split(train.images, train.labels, train.poses if poses else None), None, data.test, data.classes,
+                data.name)
+
+
+def watch_batches(model):
+    """A list that receives every batch of images that reaches `model`."""
+    batches, normalize = [], model.normalize
+    model.normalize = lambda images: batches.append(images.clone()) or normalize(images)
+    return batches
+
+
+@pytest.fixture
+def numbered():
+    """100 pictures, each with its own number in its first pixel."""
+    images = torch.randint(256, (100, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images[:, 0, 0, 0] = torch.arange(100)
+    split = Split(images, torch.arange(100) % 10)
+    return Data(split, None, split, tuple("abcdefghij"), "numbered")
+
+
+def orders(model, data, **fields):
+    """The order, epoch by epoch, in which `fit` shows the numbered pictures."""
+    batches = watch_batches(model)
+    fit(model, data, config(**fields))
+    numbers = torch.cat(batches)[:, 0, 0, 0].tolist()
+    return [list(epoch) for epoch in zip(*[iter(numbers)] * 100, strict=True)]
+
+
+# ---- learning -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fields", [{}, dict(momentum=0.9), dict(stn=False), dict(transform="tps")])
+def test_the_loss_goes_down(glyph_data, fields):
+    rate = 0.01 if "momentum" in fields else 0.05
+    data = only_train(glyph_data, 80)
+    model, history = trained(data, epochs=40, batch_size=16, learning_rate=rate, **fields)
+    assert history[-1]["train_loss"] < history[0]["train_loss"] - 0.2
+    assert evaluate(model, data.train).accuracy > 0.25  # chance is 0.1
+
+
+def test_a_row_of_history_tells_the_epoch_in_plain_numbers(glyph_data):
+    _, history = trained(glyph_data, epochs=2, learning_rate=0.02)
+    keys = ["epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds"]
+    assert [list(row) for row in history] == [keys, keys]
+    assert [row["epoch"] for row in history] == [1, 2]
+    assert all(row["learning_rate"] == 0.02 and 0 < row["seconds"] < 60 for row in history)
+    assert all(0 <= row["train_accuracy"] <= 1 and row["train_loss"] > 0 for row in history)
+    assert json.loads(json.dumps(history)) == history
+    _, history = trained(only_train(glyph_data))
+    assert list(history[0]) == [key for key in keys if not key.startswith("val")]
+
+
+def test_validation_is_measured_after_each_epoch_on_the_validation_split(glyph_data):
+    measured = []
+    model = build_model(config(epochs=2))
+
+    def measure(model, history):
+        val = evaluate(model, glyph_data.val)
+        measured.append((val.loss, val.accuracy))
+
+    history = fit(model, glyph_data, config(epochs=2), on_epoch_end=measure)
+    assert [(row["val_loss"], row["val_accuracy"]) for row in history] == measured
+    test = evaluate(model, glyph_data.test)
+    assert measured[0] != measured[1] != (test.loss, test.accuracy)
+
+
+@pytest.mark.parametrize("batch_size", [64, 203, 202])
+def test_training_metrics_count_every_image_once_even_those_of_the_ragged_last_batch(glyph_data, batch_size):
+    fields = dict(batch_size=batch_size, learning_rate=1e-12)  # the weights stand still
+    model = build_model(config(**fields))
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout | torch.nn.Dropout2d):
+            module.p = 0.0
+    row, = fit(model, only_train(glyph_data), config(**fields))
+    with torch.no_grad():
+        logits = torch.cat([model(image[None]) for image in glyph_data.train.images]).double()
+    each = F.cross_entropy(logits, glyph_data.train.labels, reduction="none")
+    assert row["train_loss"] == pytest.approx(each.mean().item(), rel=1e-6)
+    assert row["train_accuracy"] == (logits.argmax(1) == glyph_data.train.labels).sum().item() / 203
+    # a mean of the batches' means would be another number, could that tolerance not tell it
+    order = torch.randperm(203, generator=torch.Generator().manual_seed(training.epoch_seed(0, 1)))
+    of_means = torch.stack([each[index].mean() for index in order.split(batch_size)]).mean().item()
+    assert (of_means == pytest.approx(each.mean().item(), rel=1e-6)) == (batch_size == 203)
+
+
+def test_training_loss_includes_the_terms_of_the_transformer(glyph_data):
+    fields = dict(learning_rate=1e-12, seed=1)
+    _, (plain,) = trained(only_train(glyph_data), **fields)
+    _, (posed,) = trained(only_train(glyph_data), pose_weight=2, **fields)
+    # the transformer still answers the identity: what is left is the pose itself
+    grid = FAMILIES["affine"].grid(FAMILIES["affine"].identity().repeat(203, 1), 32)
+    term = transformer_loss(grid, glyph_data.train.poses, config(pose_weight=2)).item()
+    assert term > 0.1 and posed["train_loss"] - plain["train_loss"] == pytest.approx(term, rel=1e-3)
+
+
+def test_a_batch_larger_than_the_data_is_one_step_with_all_of_it(glyph_data):
+    data = only_train(glyph_data)
+    large, history = trained(data, batch_size=100_000)
+    exact, _ = trained(data, batch_size=203)
+    ragged, _ = trained(data, batch_size=202)
+    assert same_weights(large, exact) and not same_weights(large, ragged)
+    assert len(history) == 1
+
+
+def test_progress_is_one_line_with_what_is_left_and_what_the_epoch_brought(glyph_data, capsys):
+    trained(glyph_data, epochs=2)
+    out, err = capsys.readouterr()
+    last = out.strip().rpartition("\r")[2]
+    assert "100 %" in last and "<" in last and "epoch 2/2" in last and "val" in last and "\n" not in last
+    assert err == ""
+
+
+# ---- repeating ------------------------------------------------------------------------------------------------------
+
+
+def test_a_seed_fixes_the_run_to_the_bit_whatever_the_global_random_state(glyph_data):
+    first, history = trained(glyph_data, seed_of_the_world=1, epochs=2, seed=3)
+    again, repeated = trained(glyph_data, seed_of_the_world=2, epochs=2, seed=3)
+    assert same_weights(first, again)
+    assert [dict(row, seconds=0) for row in history] == [dict(row, seconds=0) for row in repeated]
+    other, _ = trained(glyph_data, seed_of_the_world=1, epochs=2, seed=4)
+    assert not same_weights(first, other)
+
+
+def test_the_seed_of_training_alone_makes_another_run(glyph_data):
+    runs = []
+    for seed in (0, 1):
+        model = build_model(config())
+        fit(model, glyph_data, config(seed=seed))
+        runs.append(model)
+    assert not same_weights(*runs)
+
+
+def test_the_global_random_state_is_left_as_it_was(glyph_data):
+    torch.manual_seed(11)
+    before = torch.random.get_rng_state()
+    trained(glyph_data, distortion="rotation", precision="auto")
+    assert torch.equal(torch.random.get_rng_state(), before)
+    broken = build_model(config())
+    broken.normalize = lambda images: 1 / 0
+    with pytest.raises(ZeroDivisionError):  # also where training breaks off in the midst of an epoch
+        fit(broken, glyph_data, config())
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_data_order_depends_on_seed_and_epoch_alone(numbered):
+    first = orders(build_model(config()), numbered, epochs=3, batch_size=16, seed=1)
+    assert all(sorted(epoch) == list(range(100)) for epoch in first)  # each picture once an epoch
+    assert first[0] != first[1] != first[2] != first[0] and first[0] != list(range(100))
+    torch.manual_seed(5)  # another world, model, family, batch, rate and number of epochs
+    other_model = build_model(config(transform="rotation", seed=8))
+    assert orders(other_model, numbered, epochs=2, batch_size=33, learning_rate=0.1, seed=1) == first[:2]
+    assert orders(build_model(config()), numbered, epochs=1, batch_size=16, seed=2)[0] not in first
+
+
+def test_epochs_of_all_seeds_draw_from_seeds_of_their_own():
+    pairs = list(itertools.product((0, 1, 2, 1000, 2**31 - 1), (1, 2, 50, 99_999)))
+    seeds = {training.epoch_seed(*pair) for pair in pairs}
+    assert len(seeds) == len(pairs) and max(seeds) < 2**63  # what a torch.Generator takes
+
+
+# ---- how fast the localization network learns -----------------------------------------------------------------------
+
+
+def test_localization_lr_scale_multiplies_the_step_of_the_localization_network_alone(glyph_data):
+    def steps(scale):
+        fields = dict(batch_size=203, learning_rate=0.1, localization_lr_scale=scale)
+        model, start = trained(only_train(glyph_data), **fields)[0], build_model(config())
+        moved = {key: value - start.state_dict()[key] for key, value in model.state_dict().items()}
+        return (torch.cat([moved[key].flatten() for key in moved if key.startswith(part)])
+                for part in ("localization", "classifier"))
+
+    (still, classifier), (half, same), (whole, as_well) = steps(0), steps(0.5), steps(1)
+    assert not still.any() and whole.abs().max() > 1e-3
+    torch.testing.assert_close(half, whole / 2, atol=1e-6, rtol=1e-3)
+    assert torch.equal(classifier, same) and torch.equal(classifier, as_well) and classifier.any()
+
+
+def test_scale_zero_freezes_the_localization_network_over_several_epochs(glyph_data):
+    start = build_model(config()).localization
+    frozen, _ = trained(glyph_data, epochs=2, localization_lr_scale=0, learning_rate=0.05)
+    assert same_weights(frozen.localization, start)
+    learning, _ = trained(glyph_data, epochs=2, localization_lr_scale=0.1, learning_rate=0.05)
+    assert not same_weights(learning.localization, start)
+
+
+def test_the_optimizer_is_sgd_as_configured():
+    model = build_model(config())
+    optimizer = make_optimizer(model, config(learning_rate=0.2, localization_lr_scale=0.5, momentum=0.9,
+                                             weight_decay=1e-3))
+    assert type(optimizer) is torch.optim.SGD
+    groups = optimizer.param_groups
+    assert [(g["lr"], g["momentum"], g["nesterov"], g["weight_decay"]) for g in groups] == [
+        (0.2, 0.9, True, 1e-3), (0.1, 0.9, True, 1e-3)]
+    assert sorted(id(p) for g in groups for p in g["params"]) == sorted(map(id, model.parameters()))
+    plain = make_optimizer(build_model(config(stn=False)), config(stn=False))
+    assert len(plain.param_groups) == 1 and not plain.param_groups[0]["nesterov"]
+
+
+# ---- ends -----------------------------------------------------------------------------------------------------------
+
+
+def test_on_epoch_end_is_called_once_an_epoch_with_model_and_history(glyph_data):
+    calls = []
+    model = build_model(config())
+    history = fit(model, only_train(glyph_data), config(epochs=3),
+                  on_epoch_end=lambda m, h: calls.append((m, [row["epoch"] for row in h])))
+    assert calls == [(model, [1]), (model, [1, 2]), (model, [1, 2, 3])] and len(history) == 3
+
+
+def test_ctrl_c_in_the_callback_returns_the_history_so_far(glyph_data, capsys):
+    def stop(model, history):
+        if len(history) == 2:
+            raise KeyboardInterrupt
+
+    history = fit(build_model(config()), only_train(glyph_data), config(epochs=5), on_epoch_end=stop)
+    assert [row["epoch"] for row in history] == [1, 2]
+    assert "stopped; 2 of 5 epochs are complete" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("number", "complete"), [(1, 0), (6, 1)])
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_midst_of_a_step_returns_the_complete_epochs(glyph_data, number, complete, stop):
+    torch.manual_seed(3)
+    before, handler = torch.random.get_rng_state(), signal.getsignal(stop)
+    model, calls = build_model(config()), itertools.count(1)
+    normalize = model.normalize
+
+    def interrupted(images):  # 4 steps an epoch
+        if next(calls) == number:
+            signal.raise_signal(stop)
+        return normalize(images)
+
+    model.normalize = interrupted
+    history = fit(model, only_train(glyph_data), config(epochs=3))
+    assert len(history) == complete and next(calls) == number + 1
+    assert torch.equal(torch.random.get_rng_state(), before) and signal.getsignal(stop) is handler
+    assert evaluate(model, glyph_data.test).loss > 0  # the model can be used
+
+
+def test_other_errors_in_the_callback_are_not_swallowed(glyph_data):
+    def fail(model, history):
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match=r"^mine$"):
+        fit(build_model(config()), only_train(glyph_data), config(), on_epoch_end=fail)
+
+
+def test_a_real_ctrl_c_ends_a_process_cleanly():
+    program = """
+import torch
+from stn_cifar import Config, build_model, fit
+from stn_cifar.data import Data, Split
+split = Split(torch.zeros(64, 3, 32, 32, dtype=torch.uint8), torch.arange(64) % 10)
+config = Config(device="cpu", precision="fp32", epochs=1_000_000)
+ready = lambda model, history: len(history) == 2 and print("READY", flush=True)
+history = fit(build_model(config), Data(split, None, split, (), "x"), config, on_epoch_end=ready)
+print("RETURNED", len(history), flush=True)
+"""
+    child = subprocess.Popen([sys.executable, "-c", program], cwd=REPOSITORY, text=True, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE)
+    try:
+        assert any("READY" in line for line in child.stdout)
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate(timeout=30)
+    finally:
+        child.kill()
+    assert child.returncode == 0 and err == ""
+    assert "stopped; " in out and int(out.split("RETURNED")[1]) >= 2
+
+
+@pytest.mark.parametrize("fields", [dict(learning_rate=1e5), dict(learning_rate=1e5, stn=False)])
+def test_a_loss_that_is_not_finite_stops_the_run_naming_epoch_and_step(glyph_data, monkeypatch, fields):
+    losses, cross_entropy = [], F.cross_entropy
+
+    def noted(*args, **kwargs):
+        loss = cross_entropy(*args, **kwargs)
+        losses.append(loss.item())
+        return loss
+
+    monkeypatch.setattr(training.F, "cross_entropy", noted)
+    with pytest.raises(NonFiniteLoss) as error:
+        trained(only_train(glyph_data), epochs=10, **fields)
+    first = next(i for i, loss in enumerate(losses) if not math.isfinite(loss))  # 4 steps an epoch
+    assert first > 0  # it began well
+    assert f"in epoch {first // 4 + 1}, step {first % 4 + 1} of 4;" in str(error.value)
+    assert str(losses[first]) in str(error.value)
+    assert "learning_rate (now 100000.0)" in str(error.value) and len(losses) == 4 * (first // 4 + 1)
+
+
+# ---- evaluate -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1000, 130, 37, 1])
+def test_evaluate_equals_a_naive_loop_in_float64(glyph_data, batch_size):
+    model, _ = trained(glyph_data, epochs=5, learning_rate=0.05, batch_size=16)
+    metrics = evaluate(model, glyph_data.test, batch_size)
+    confusion, loss, model64 = np.zeros((10, 10), dtype=int), 0.0, model.double().eval()
+    model64.localization.float()  # theta and grid are float32 always
+    with torch.no_grad():
+        for image, label in zip(glyph_data.test.images, glyph_data.test.labels, strict=True):
+            x = model64.normalize(image[None])
+            theta = model64.family.theta(model64.localization(x.float()))
+            grid = model64.family.grid_of(theta.double(), 32)
+            logits = model64.classifier(F.grid_sample(x, grid, align_corners=False))[0].numpy()
+            loss -= logits[label] - np.log(np.exp(logits).sum())
+            confusion[label, logits.argmax()] += 1
+    assert metrics.loss == pytest.approx(loss / 130, rel=1e-5)
+    assert metrics.accuracy == np.trace(confusion) / 130
+    assert metrics.confusion.tolist() == confusion.tolist() and metrics.confusion.dtype == torch.int64
+    assert len(np.unique(confusion.sum(0))) > 1  # not one answer for all: a transposed matrix would show
+    model.float()
+
+
+def test_rows_of_the_confusion_are_true_classes(glyph_data):
+    model = build_model(config())
+    with torch.no_grad():
+        model.classifier.head[-1].weight.zero_()
+        model.classifier.head[-1].bias.copy_(torch.eye(10)[3])  # class 3, whatever it is
+    metrics = evaluate(model, glyph_data.test)
+    counts = torch.bincount(glyph_data.test.labels, minlength=10)
+    assert torch.equal(metrics.confusion, counts[:, None] * torch.eye(10, dtype=torch.int64)[3])
+    assert metrics.accuracy == counts[3].item() / 130
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_evaluate_has_no_dropout_and_restores_the_mode(glyph_data, mode):
+    model = build_model(config()).train(mode)
+    torch.manual_seed(0)
+    first = evaluate(model, glyph_data.test)
+    torch.manual_seed(1)
+    assert evaluate(model, glyph_data.test).loss == first.loss
+    assert {module.training for module in model.modules()} == {mode}
+    model.train()
+    with torch.no_grad():  # what dropout would have done
+        noisy = F.cross_entropy(model(glyph_data.test.images), glyph_data.test.labels).item()
+    assert abs(noisy - first.loss) > 1e-4
+    assert all(p.grad is None for p in model.parameters())
+
+
+# ---- the loss's terms for the transformer ---------------------------------------------------------------------------
+
+
+def grid_of(name, params, count=3, size=32):
+    return FAMILIES[name].grid(torch.tensor([params], dtype=torch.float64).expand(count, -1), size)
+
+
+MEAN_SQUARE = 2 * (1 - 1 / 32**2) / 3  # of the distance of 32 x 32 pixels' centres from the middle
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("weights", [dict(outside_weight=1), dict(scale_weight=1, max_scale=1), dict(scale_weight=1),
+                                     dict(identity_weight=1)])
+def test_at_the_identity_no_term_costs_anything(name, weights):
+    grid = FAMILIES[name].grid(FAMILIES[name].identity().repeat(4, 1), 32)
+    loss = transformer_loss(grid, None, config(**weights)).item()
+    if "outside_weight" in weights or weights == dict(scale_weight=1):
+        assert loss == 0  # a margin lies between
+    else:
+        assert 0 <= loss < 1e-12  # a distance from the identity, to rounding
+
+
+def test_without_weights_there_is_no_term():
+    assert transformer_loss(grid_of("affine", [9.0, 9, 9, 9, 9, 9]), None, config()) == 0
+
+
+@pytest.mark.parametrize(("name", "params", "expected"), [
+    # per axis: x - 1 beyond the edge, averaged over the picture, and then over both axes
+    ("translation", [1.0, 0.0], 0.25 / 2), ("translation", [3.0, 0.0], 2 / 2), ("translation", [0.0, -3.0], 2 / 2),
+    ("translation", [3.0, 3.0], 2), ("attention", [math.log(2), 0.0, 0.0], 0.25),
+    ("attention", [-math.log(2), 0.5, 0.5], 0)])
+def test_outside_is_the_mean_distance_beyond_the_edge(name, params, expected):
+    for weight in (1, 2.5):
+        loss = transformer_loss(grid_of(name, params), None, config(outside_weight=weight)).item()
+        assert loss == pytest.approx(weight * expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(("name", "params", "expected"), [
+    ("translation", [0.3, -0.4], 0.25), ("attention", [math.log(1.7), 0.0, 0.0], 0.7**2 * MEAN_SQUARE),
+    ("rotation", [math.pi], 4 * MEAN_SQUARE), ("rotation", [0.5], (2 - 2 * math.cos(0.5)) * MEAN_SQUARE)])
+def test_identity_is_the_mean_squared_distance_from_where_a_sample_belongs(name, params, expected):
+    for weight in (1, 2.5):
+        loss = transformer_loss(grid_of(name, params), None, config(identity_weight=weight)).item()
+        assert loss == pytest.approx(weight * expected, abs=1e-9)
+
+
+@pytest.mark.parametrize(("name", "params", "excess"), [
+    ("attention", [math.log(2), 0.0, 0.0], math.log(2 / 1.5)),
+    ("attention", [-math.log(2), 0.7, 0.0], math.log(2 / 1.5)),
+    ("attention", [math.log(1.49), 0.0, 0.0], 0), ("attention", [-math.log(1.49), 0.0, 0.0], 0),
+    ("similarity", [2.0, math.log(3), 0.3, 5.0], math.log(3 / 1.5)), ("rotation", [1.0], 0),
+    ("translation", [5.0, 5.0], 0)])
+def test_scale_is_the_squared_excess_of_the_log_scale(name, params, excess):
+    for weight in (1, 2.5):
+        loss = transformer_loss(grid_of(name, params), None, config(scale_weight=weight, max_scale=1.5)).item()
+        assert loss == pytest.approx(weight * excess**2, abs=1e-9)
+
+
+def test_scale_is_penalized_image_by_image():
+    # one image zoomed out and one zoomed in by as much do not cancel
+    params = torch.tensor([[math.log(3), 0, 0], [-math.log(3), 0, 0]], dtype=torch.float64)
+    loss = transformer_loss(FAMILIES["attention"].grid(params, 32), None, config(scale_weight=1, max_scale=1))
+    assert loss.item() == pytest.approx(math.log(3) ** 2)
+
+
+@pytest.mark.parametrize("name", ["rotation", "rts", "affine", "projective", "translation"])
+def test_pose_is_zero_where_the_known_pose_is_undone_and_positive_otherwise(name):
+    pose = distortions.draw(name, 20, torch.Generator().manual_seed(0)).theta.double()
+    family = FAMILIES["projective" if name == "projective" else "affine"]
+    good = family.grid_of(inverse(pose), 32)
+    assert transformer_loss(good, pose, config(pose_weight=1)).item() == pytest.approx(0, abs=1e-9)
+    for bad in (family.grid_of(pose, 32), family.grid(family.identity().double().repeat(20, 1), 32), good.flip(0)):
+        assert transformer_loss(bad, pose, config(pose_weight=1)).item() > 0.01
+
+
+def test_pose_is_the_mean_squared_distance_left():
+    turn = FAMILIES["rotation"].theta(torch.tensor([[0.5]], dtype=torch.float64))
+    loss = transformer_loss(grid_of("rotation", [0.2], 1), turn, config(pose_weight=3)).item()
+    assert loss == pytest.approx(3 * (2 - 2 * math.cos(0.7)) * MEAN_SQUARE, abs=1e-9)
+
+
+def test_terms_add_up():
+    grid, pose = grid_of("similarity", [0.5, 0.9, 0.3, -0.2], 1), torch.eye(2, 3, dtype=torch.float64)[None]
+    weights = dict(outside_weight=1, identity_weight=2, scale_weight=3, pose_weight=4)
+    single = [transformer_loss(grid, pose, config(**{key: value})).item() for key, value in weights.items()]
+    assert min(single) > 0
+    assert transformer_loss(grid, pose, config(**weights)).item() == pytest.approx(sum(single))
+
+
+def measured(model, data, **weight):
+    """One term of the loss, with weight 1, of the answers to the training images."""
+    with torch.no_grad():
+        grid = model.align(model.normalize(data.train.images)).grid
+        return transformer_loss(grid, data.train.poses, config(**weight)).item()
+
+
+@pytest.mark.parametrize(("weight", "start"), [
+    ("outside_weight", [0.0, 0.0, 0.7, 0.0]), ("identity_weight", [0.6, 0.0, 0.0, 0.0]),
+    ("scale_weight", [0.0, 0.9, 0.0, 0.0]), ("pose_weight", [0.0, 0.0, 0.6, 0.6])])
+def test_each_guard_rail_brings_down_what_it_is_named_for(glyph_data, weight, start):
+    data, after = only_train(glyph_data, 100), {}
+    for value in (0, 3):
+        fields = dict(transform="similarity", epochs=10, batch_size=20, localization_lr_scale=1.0, **{weight: value})
+        model = build_model(config(**fields))
+        with torch.no_grad():
+            model.localization.regressor[-1].bias.copy_(torch.tensor(start))
+        before = measured(model, data, **{weight: 1})
+        fit(model, data, config(**fields))
+        after[value] = measured(model, data, **{weight: 1})
+    assert before > 0.02 and after[3] < 0.5 * before
+    assert after[3] < 0.6 * after[0]  # it is not the cross-entropy that does it
+
+
+@pytest.mark.parametrize("distortion", [None, "elastic"])
+def test_a_pose_loss_without_a_known_matrix_is_refused(glyph_data, distortion):
+    fields = dict(pose_weight=1.0, distortion=distortion)
+    with pytest.raises(ValueError, match=r"^pose_weight: 1\.0 needs a pose .*'glyphs'"):
+        trained(only_train(glyph_data, poses=False), **fields)
+
+
+@pytest.mark.parametrize("fields", [dict(distortion="rts"), dict(distortion="projective", transform="projective")])
+def test_a_pose_loss_takes_the_pose_of_the_distortion(glyph_data, fields):
+    data = only_train(glyph_data, poses=False)
+    _, (with_pose,) = trained(data, learning_rate=1e-12, pose_weight=1, **fields)
+    _, (without,) = trained(data, learning_rate=1e-12, **fields)
+    drawn = distortions.draw(fields["distortion"], 203, after_the_order(0, 1, 203))
+    family = FAMILIES[fields.get("transform", "affine")]
+    grid = family.grid(family.identity().repeat(203, 1), 32)
+    term = transformer_loss(grid, drawn.theta, config(pose_weight=1)).item()
+    assert with_pose["train_loss"] - without["train_loss"] == pytest.approx(term, rel=1e-3)
+
+
+# ---- distorted training ---------------------------------------------------------------------------------------------
+
+
+def after_the_order(seed, epoch, count):
+    """The generator that an epoch draws its poses from: after it has drawn the order."""
+    generator = torch.Generator().manual_seed(training.epoch_seed(seed, epoch))
+    torch.randperm(count, generator=generator)
+    return generator
+
+
+def test_training_images_are_distorted_anew_each_epoch_from_seed_and_epoch_alone(numbered):
+    def shown(world, **fields):
+        torch.manual_seed(world)
+        model = build_model(config(transform="rotation"))
+        batches = watch_batches(model)
+        fit(model, numbered, config(distortion="rotation", epochs=2, **fields))
+        return torch.cat(batches).split(100)
+
+    first, second = shown(world=1, batch_size=16)
+    assert first.dtype == torch.float32 and first.min() >= 0 and first.max() <= 1
+    for again, before in zip(shown(world=2, batch_size=30), (first, second), strict=True):
+        assert torch.allclose(again, before, atol=1e-5)
+    other, _ = shown(world=1, batch_size=16, seed=1)
+    for a, b in itertools.combinations((first, second, other), 2):
+        assert not torch.allclose(a.mean(0), b.mean(0), atol=1e-3)
+    # each picture in the pose drawn for it, whatever the batch it came in
+    order = torch.randperm(100, generator=torch.Generator().manual_seed(training.epoch_seed(0, 1)))
+    drawn = distortions.draw("rotation", 100, after_the_order(0, 1, 100))
+    expected = distortions.apply(numbered.train.images[order], drawn[order])
+    torch.testing.assert_close(first, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "auto"])
+def test_a_distortion_on_a_larger_canvas_trains(glyph_data, precision):
+    fields = dict(distortion="translation", image_size=48, output_size=32, precision=precision)
+    model = build_model(config(**fields))
+    batches = watch_batches(model)
+    history = fit(model, only_train(glyph_data, 80, poses=False), config(**fields))
+    assert len(history) == 1 and {batch.shape[1:] for batch in batches} == {(3, 48, 48)}
+
+
+@pytest.mark.parametrize("name", distortions.DISTORTIONS)
+def test_every_distortion_trains(glyph_data, name):
+    size = distortions.DISTORTIONS[name].canvas_size(32)
+    _, (row,) = trained(only_train(glyph_data, 70, poses=False), distortion=name, image_size=size)
+    assert math.isfinite(row["train_loss"])
+
+
+# ---- precision ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_precision_that_is_named_is_used_unmeasured(precision):
+    assert choose_precision(None, None, config(precision=precision)) == precision
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_the_networks_compute_in_the_chosen_precision(glyph_data, precision, dtype):
+    seen = set()
+    model = build_model(config(precision=precision))
+    model.classifier.register_forward_hook(lambda module, args, output: seen.add(output.dtype))
+    history = fit(model, only_train(glyph_data), config(precision=precision))
+    assert seen == {dtype} and math.isfinite(history[0]["train_loss"])
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+class Clock:
+    """Time that passes in the classifier only, by its precision: seconds(dtype, number of its call)."""
+
+    def __init__(self, monkeypatch, model, seconds):
+        self.now, self.calls = 0.0, {torch.float32: 0, torch.bfloat16: 0}
+        self.seconds = seconds
+        model.classifier.register_forward_hook(self.tick)
+        monkeypatch.setattr(training.time, "perf_counter", lambda: self.now)
+
+    def tick(self, module, args, output):
+        self.calls[output.dtype] += 1
+        self.now += self.seconds(output.dtype == torch.bfloat16, self.calls[output.dtype])
+
+
+@pytest.mark.parametrize(("seconds", "chosen"), [
+    (lambda narrow, call: 1 if narrow else 5, "bf16"), (lambda narrow, call: 5 if narrow else 1, "fp32"),
+    (lambda narrow, call: 1, "fp32"), (lambda narrow, call: 0.97 if narrow else 1, "fp32"),  # too little to change for
+    (lambda narrow, call: (100 if call < 3 else 1) if narrow else 5, "bf16"),  # slow while it warms up
+    (lambda narrow, call: (1 if call != 5 else 100) if narrow else 5, "bf16"),  # a hiccup
+])
+def test_auto_takes_the_faster_precision(glyph_data, monkeypatch, seconds, chosen):
+    model = build_model(config())
+    clock = Clock(monkeypatch, model, seconds)
+    assert choose_precision(model, glyph_data.train.images[:8], config(precision="auto")) == chosen
+    assert min(clock.calls.values()) >= 5
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_measuring_leaves_no_trace(glyph_data, mode):
+    model, untouched = build_model(config()).train(mode), build_model(config())
+    torch.manual_seed(4)
+    before = torch.random.get_rng_state()
+    assert choose_precision(model, glyph_data.train.images[:8], config(precision="auto")) in ("fp32", "bf16")
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(p.grad is None for p in model.parameters()) and model.training == mode
+    assert same_weights(model, untouched)
