@@ -54,6 +54,8 @@ class Config:
     learning_rate: float = _knob(0.01, "SGD learning rate of the classifier", above=0)
     localization_lr_scale: float = _knob(0.1, "learning rate of the localization network, as a multiple of "
                                          "learning_rate (paper, SVHN: 0.1; the tutorial: 1)", low=0)
+    schedule: str = _knob("constant", "learning rate over the run; linear: down to zero at the last step",
+                          choices=("constant", "linear"))
     momentum: float = _knob(0.0, "SGD momentum (Nesterov where above 0)", low=0, high=0.999)
     weight_decay: float = _knob(0.0, "L2 penalty", low=0)
     precision: str = _knob("auto", "arithmetic of the networks; auto: bf16 (fp16) where a measurement at start "
@@ -142,7 +144,8 @@ PRESETS = {
     "tutorial": dict(model="tutorial", transform="affine", learning_rate=0.01, localization_lr_scale=1.0,
                      batch_size=64, epochs=50, val_size=0),
     # The same networks where a transformer can be seen at work: from the class labels alone it learns to put glyphs
-    # upright. With momentum 0.9 it ran off the picture within 10 epochs; this plain, slow recipe did not.
+    # upright. With momentum 0.9 it ran off the picture within 10 epochs; this plain, slow recipe did not. Without the
+    # schedule one seed in two ended on a bad step: 93 % instead of 99.9 %.
     "glyphs": dict(dataset="glyphs", model="tutorial", transform="similarity", learning_rate=0.01,
-                   localization_lr_scale=1.0, batch_size=64, epochs=20, val_size=0),
+                   localization_lr_scale=1.0, schedule="linear", batch_size=64, epochs=30, val_size=0),
 }

@@ -126,6 +126,23 @@ def _percent(values: list[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
 
 
+def bench_tables(folder: Path = RESULTS) -> str:
+    """README's tables of speed: those that the benchmarks left in `folder`, one section a machine."""
+    sections = []
+    for path in sorted(Path(folder).glob("bench-*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        tables = [bench_table(table) for result in record["benchmarks"].values() for table in result["tables"]]
+        sections.append("\n\n".join([f"Measured on {record['machine']}:", *tables]))
+    return "\n\n".join(sections)
+
+
+def bench_table(table: dict) -> str:
+    """One table of a benchmark (title, columns, rows of texts, note) in Markdown."""
+    rows = [table["columns"], ["---"] * len(table["columns"]), *table["rows"]]
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([f"{table['title']}.", "", *lines, *(["", table["note"]] if table["note"] else [])])
+
+
 def colab_link(notebook: Path = NOTEBOOK) -> str:
     """README's line on Colab, from the one place where the repository's address is set: the notebook's REPO_URL."""
     cells = json.loads(Path(notebook).read_text())["cells"]
@@ -144,10 +161,13 @@ def colab_link(notebook: Path = NOTEBOOK) -> str:
 
 
 def write_report(readme: Path = Path("README.md"), folder: Path = RESULTS, notebook: Path = NOTEBOOK) -> None:
-    """Put the current results table and the Colab link between README's markers."""
+    """Put the current tables, of results and of speed, and the Colab link between README's markers."""
     text = Path(readme).read_text()
-    for name, content in (("results", results_table(load_results(folder))), ("colab", colab_link(notebook))):
+    parts = dict(results=results_table(load_results(folder)), colab=colab_link(notebook), bench=bench_tables(folder))
+    for name, content in parts.items():
         start, end = f"<!-- {name}: python -m stn_cifar report -->", f"<!-- end of {name} -->"
+        if name == "bench" and not content and start not in text:  # nothing measured, and no place for it
+            continue
         if start not in text or end not in text:
             raise ValueError(f"readme: {readme} lacks the markers {start!r} and {end!r}")
         before, rest = text.split(start, 1)

@@ -76,7 +76,8 @@ def fit(model, data, config, checkpoint_dir=None, on_epoch_end=None):
                 if data.val is not None:
                     val = evaluate(model, data.val)
                     row |= dict(val_loss=val.loss, val_accuracy=val.accuracy)
-                history.append(row | dict(learning_rate=config.learning_rate, seconds=time.perf_counter() - started))
+                history.append(row | dict(learning_rate=optimizer.param_groups[0]["lr"],
+                                          seconds=time.perf_counter() - started))
                 if checkpoint_dir:
                     can_save = _save(checkpoint_dir, can_save, model, optimizer, history, config,
                                      **same, precision=precision)
@@ -146,7 +147,9 @@ def train_epoch(model, train, optimizer, config, precision, epoch, progress):
     order = torch.randperm(len(train), generator=generator).to(device)
     drawn = config.distortion and distortions.draw(config.distortion, len(train), generator).to(device)
     losses, correct = [], torch.zeros((), dtype=torch.int64, device=device)
-    for index in order.split(config.batch_size):
+    batches = order.split(config.batch_size)
+    for step, index in enumerate(batches, (epoch - 1) * len(batches)):
+        set_learning_rate(optimizer, config, step / (config.epochs * len(batches)))
         images, labels = train.images[index], train.labels[index]
         pose = None if train.poses is None else train.poses[index]
         if drawn is not None:
@@ -172,6 +175,13 @@ def train_epoch(model, train, optimizer, config, precision, epoch, progress):
     sizes = torch.full_like(losses, config.batch_size)
     sizes[-1] = len(order) - config.batch_size * (len(losses) - 1)
     return ((losses * sizes).sum() / len(order)).item(), correct.item() / len(order)
+
+
+def set_learning_rate(optimizer, config, done):
+    """Set each group's learning rate for a run of which the share `done`, in [0, 1), lies behind."""
+    if config.schedule == "linear":
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * (1 - done)
 
 
 def transformer_loss(grid, pose, config):
@@ -254,10 +264,10 @@ def evaluate(model, split, batch_size=1000):
 
 def make_optimizer(model, config):
     """SGD with the localization network in a group of its own, slower by `localization_lr_scale`."""
-    groups = [dict(params=list(model.classifier.parameters()), lr=config.learning_rate)]
+    rates = {model.classifier: config.learning_rate}
     if model.localization is not None:
-        groups.append(dict(params=list(model.localization.parameters()),
-                           lr=config.learning_rate * config.localization_lr_scale))
+        rates[model.localization] = config.learning_rate * config.localization_lr_scale
+    groups = [dict(params=list(part.parameters()), lr=rate, initial_lr=rate) for part, rate in rates.items()]
     return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum,
                            nesterov=config.momentum > 0, weight_decay=config.weight_decay)
 
