@@ -20,8 +20,10 @@ EXAMPLES = """examples:
   python -m stn_cifar train --no-stn                         the control: the same classifier alone
   python -m stn_cifar train --dataset glyphs                 no network needed: drawn glyphs in random poses
   python -m stn_cifar figures                                draw the transformer families
-  python -m stn_cifar report                                 bring README's table and links up to date
+  python -m stn_cifar bench                                  measure speed: about ten minutes on two cores
+  python -m stn_cifar report                                 bring README's tables and links up to date
 """
+BENCHMARKS = ("loops", "measures", "growth", "families", "antialias")
 FAMILIES_PICTURE = 13  # a horse, which fills its picture: good to see what a warp does
 
 
@@ -68,10 +70,25 @@ def figures(images: Path, dataset: str) -> None:
     print(f"figure: {path}")
 
 
+def bench(names: list[str], quick: bool, results: Path | None, images: Path | None, device: str) -> None:
+    """Measure speed, side by side with the tutorial's loop; the tables go to README by `report`."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / "benchmarks" / "run.py").is_file():
+        raise FileNotFoundError("the benchmarks are not part of the installed package; they are in the repository: "
+                                "clone it, and run this command there")
+    sys.path.insert(0, str(root))
+    from benchmarks import run  # beside the package, and nobody else needs it
+    results = results or (Path("build") if quick else study.RESULTS)  # a quick run's numbers are not to be kept
+    images = images or (Path("build") if quick else Path("images"))
+    for folder in (results, images):
+        _check_writable(folder)
+    run.run(BENCHMARKS if "all" in names else names, results, images, quick, device)
+
+
 def report(readme: Path, results: Path, notebook: Path) -> None:
-    """Bring README up to date: the table of all runs in `results`, and the Colab link from the notebook's REPO_URL."""
+    """Bring README up to date: the tables from `results`, and the Colab link from the notebook's REPO_URL."""
     study.write_report(readme, results, notebook)
-    print(f"{readme}: results table and Colab link written")
+    print(f"{readme}: tables and Colab link written")
 
 
 def _check_writable(folder: Path) -> None:
@@ -105,6 +122,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.set_defaults(command=figures)
     sub.add_argument("--images", type=Path, default=Path("images"), help="folder for the figures (default: images)")
     sub.add_argument("--dataset", default="auto", help="whose pictures to draw (default: auto)")
+    sub = commands.add_parser("bench", help="measure speed", description=bench.__doc__)
+    sub.set_defaults(command=bench)
+    sub.add_argument("names", nargs="*", choices=(*BENCHMARKS, "all"), default="all", metavar="benchmark",
+                     help=f"which: {', '.join(BENCHMARKS)}, all (default: all)")
+    sub.add_argument("--quick", action="store_true", help="try them all in a minute; the numbers mean nothing")
+    sub.add_argument("--results", type=Path, help="folder for the record (default: results; quick: build)")
+    sub.add_argument("--images", type=Path, help="folder for the figure (default: images; quick: build)")
+    sub.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where (default: auto)")
     sub = commands.add_parser("report", help="bring README up to date", description=report.__doc__)
     sub.set_defaults(command=report)
     sub.add_argument("--readme", type=Path, default=Path("README.md"), help="the file to write into")

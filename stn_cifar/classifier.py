@@ -10,8 +10,8 @@ def feature_size(features, channels, size):
         with torch.no_grad():
             return features(torch.zeros(1, channels, size, size)).shape[1]
     except RuntimeError as error:
-        raise ValueError(f"image_size: {size} is too small for the network's convolutions and poolings; "
-                         "use a larger picture (32 is CIFAR-10's)") from error
+        raise ValueError(f"image_size or output_size: {size} pixels are too few for the network's convolutions and "
+                         "poolings; use a larger picture (32 is CIFAR-10's)") from error
 
 
 class TutorialClassifier(nn.Module):

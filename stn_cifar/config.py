@@ -86,19 +86,17 @@ class Config:
             raise ValueError("device: 'cuda' asked for, but torch sees no CUDA device; use 'cpu' or 'auto'")
 
     @classmethod
-    def preset(cls, name, **overrides):
+    def preset(cls, name, /, **overrides):
         """The preset `name` with `overrides`; an override of None leaves the preset's value in force."""
         if name not in PRESETS:
             raise ValueError(f"preset: {name!r} is unknown{_did_you_mean(name, PRESETS)}")
-        known = {f.name for f in dataclasses.fields(cls)}
-        for key in overrides:
-            if key not in known:
-                raise ValueError(f"{key}: no such field in Config{_did_you_mean(key, known)}")
+        _check_known(overrides)
         overrides = {key: value for key, value in overrides.items() if value is not None}
         return cls(**{"name": name, **PRESETS[name], **overrides})
 
     def replace(self, **changes):
         """A copy with some fields changed, checked like a new one."""
+        _check_known(changes)
         return dataclasses.replace(self, **changes)
 
     def to_dict(self):
@@ -111,9 +109,17 @@ class Config:
         return torch.device("cuda" if cuda else "cpu")
 
 
+def _check_known(names):
+    known = [f.name for f in dataclasses.fields(Config)]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{name}: no such field in Config{_did_you_mean(name, known)}")
+
+
 def _did_you_mean(name, known):
-    close = difflib.get_close_matches(str(name), list(known), n=1)
-    return (f"; did you mean {close[0]!r}?" if close else "") + f" Known: {', '.join(sorted(known))}"
+    known = list(known)
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return (f"; did you mean {close[0]!r}?" if close else ".") + f" Known: {', '.join(sorted(known))}"
 
 
 def _check(name, value, hint, *, low, high, above, choices):
@@ -127,11 +133,11 @@ def _check(name, value, hint, *, low, high, above, choices):
     if not fits:
         raise ValueError(f"{name}: {value!r} is a {type(value).__name__}; must be {kind.__name__}")
     if choices and value not in choices:
-        raise ValueError(f"{name}: {value!r} is unknown; must be one of {', '.join(map(repr, choices))}")
+        raise ValueError(f"{name}: {value!r} is unknown{_did_you_mean(value, map(str, choices))}")
     if kind in (int, float):
         limits = [f">= {low}" if low is not None else "", f"> {above}" if above is not None else "",
                   f"<= {high}" if high is not None else ""]
-        good = (math.isfinite(value) and (low is None or value >= low) and (above is None or value > above)
+        good = (-math.inf < value < math.inf and (low is None or value >= low) and (above is None or value > above)
                 and (high is None or value <= high))
         if not good:
             must = " and ".join(filter(None, limits)) or "finite"

@@ -52,8 +52,9 @@ def title_of(config: Config, data: Data, epoch: int | None = None) -> str:
 def samples(data: Data, count: int = 10) -> Figure:
     """The first `count` training images of each class, one row a class."""
     rows = first_of_each_class(data.train, len(data.classes), count)
-    fig = _figure(8.6, f"{data.name}: training images", "Ten classes; each picture is 32 x 32 pixels of three colours.",
-                  w_pad=0.01, h_pad=0.01)
+    size = data.train.images.shape[-1]
+    look_for = f"{len(data.classes)} classes; each picture is {size} x {size} pixels."
+    fig = _figure(8.6, f"{data.name}: training images", look_for, w_pad=0.01, h_pad=0.01)
     axes = fig.subplots(*rows.shape, squeeze=False)
     for name, row, indices in zip(data.classes, axes, rows, strict=True):
         for ax, index in zip(row, indices, strict=True):

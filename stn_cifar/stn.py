@@ -34,10 +34,12 @@ class STNClassifier(nn.Module):
         channels, size, out = config.channels, config.image_size, config.output_size or config.image_size
         self.output_size = out
         self.family = transforms.FAMILIES[config.transform]
-        self.localization = TutorialLocalization(channels, size, self.family.identity()) if config.stn else None
+        # the classifier first: so a seed gives it the same start with any transformer, and without one
         self.classifier = TutorialClassifier(channels, out, config.num_classes)
+        self.localization = TutorialLocalization(channels, size, self.family.identity()) if config.stn else None
         mean, std = (CIFAR10_MEAN, CIFAR10_STD) if channels == 3 else ((0.5,), (0.25,))
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("identity", self.family.identity(), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def forward(self, images):
@@ -92,7 +94,7 @@ class STNClassifier(nn.Module):
 
     def _unaligned(self, images):
         """The control without a transformer: the identity, and no resampling where none is needed."""
-        theta = self.family.theta(self.family.identity().to(images).expand(len(images), -1))
+        theta = self.family.theta(self.identity.expand(len(images), -1))
         warped, grid = self._warp(images, theta)
         return Alignment(images if self.output_size == images.shape[-1] else warped, theta, grid)
 
@@ -119,8 +121,9 @@ def build_model(config):
 
     The global random state is left as it was. The transformer starts at the exact identity.
     """
-    with torch.random.fork_rng(devices=[]):
+    device = config.torch_device()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
         model = STNClassifier(config)
     # channels last: with three input channels the convolutions run several times faster so
-    return model.to(config.torch_device(), memory_format=torch.channels_last)
+    return model.to(device, memory_format=torch.channels_last)

@@ -89,16 +89,18 @@ def save(result: dict, folder: Path = RESULTS) -> Path:
     """Write a record of a run into `folder`; returns the file's path."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{label(Config(**result['config']), result['dataset'])}.json"
+    stem = label(Config(**result["config"]), result["dataset"])
+    # a run that was stopped must not take the place of a finished one
+    path = folder / f"{stem}{'' if result['finished'] else '-stopped'}.json"
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    temporary.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     temporary.replace(path)  # whoever reads meanwhile sees the old record or the new one, never half
     return path
 
 
 def load_results(folder: Path = RESULTS) -> list[dict]:
     """All records of finished runs in `folder`, in the order of their file names."""
-    records = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*.json"))]
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(Path(folder).glob("*.json"))]
     return [r for r in records if r.get("finished")]
 
 
@@ -145,7 +147,7 @@ def bench_table(table: dict) -> str:
 
 def colab_link(notebook: Path = NOTEBOOK) -> str:
     """README's line on Colab, from the one place where the repository's address is set: the notebook's REPO_URL."""
-    cells = json.loads(Path(notebook).read_text())["cells"]
+    cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
     tagged = [cell["source"] for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
     settings = "".join("".join(source) for source in tagged)
     address = re.search(r'^REPO_URL = "(.*?)(?:\.git)?/?"', settings, re.MULTILINE)
@@ -162,7 +164,7 @@ def colab_link(notebook: Path = NOTEBOOK) -> str:
 
 def write_report(readme: Path = Path("README.md"), folder: Path = RESULTS, notebook: Path = NOTEBOOK) -> None:
     """Put the current tables, of results and of speed, and the Colab link between README's markers."""
-    text = Path(readme).read_text()
+    text = Path(readme).read_text(encoding="utf-8")
     parts = dict(results=results_table(load_results(folder)), colab=colab_link(notebook), bench=bench_tables(folder))
     for name, content in parts.items():
         start, end = f"<!-- {name}: python -m stn_cifar report -->", f"<!-- end of {name} -->"
@@ -172,4 +174,4 @@ def write_report(readme: Path = Path("README.md"), folder: Path = RESULTS, noteb
             raise ValueError(f"readme: {readme} lacks the markers {start!r} and {end!r}")
         before, rest = text.split(start, 1)
         text = f"{before}{start}\n{content}\n{end}{rest.split(end, 1)[1]}"
-    Path(readme).write_text(text)
+    Path(readme).write_text(text, encoding="utf-8")

@@ -3,7 +3,6 @@
 import contextlib
 import math
 import signal
-import statistics
 import sys
 import threading
 import time
@@ -15,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from . import distortions, transforms
 from .checkpoints import resume, save_checkpoint
+from .steps import choose_precision, make_optimizer, make_step
 
 # one line: what is left, how fast, and what the last complete epoch brought
 PROGRESS = "{percentage:3.0f} % [{elapsed} < {remaining}, {rate_fmt}{postfix}]"
@@ -59,8 +58,11 @@ def fit(model, data, config, checkpoint_dir=None, on_epoch_end=None):
     with _out_of_memory_explained(config):
         # a resumed run goes on in its own precision: a new measurement might choose another, and change the result
         precision = state["precision"] if state else choose_precision(model, train.images[:config.batch_size], config)
+    step = make_step(model, train, optimizer, config, precision)
     if state:
-        print(f"resuming after epoch {len(history)} of {config.epochs}")
+        step.scaler.load_state_dict(state["scaler"])
+    print(f"training on {device} in {precision}" + (f", resuming after epoch {len(history)} of {config.epochs}" if state
+                                                    else ""))
     steps = math.ceil(len(train) / config.batch_size)
     progress = tqdm(total=config.epochs * steps, initial=len(history) * steps, unit="step", file=sys.stdout,
                     mininterval=0.5 if sys.stdout.isatty() else 5, bar_format=PROGRESS)
@@ -71,16 +73,16 @@ def fit(model, data, config, checkpoint_dir=None, on_epoch_end=None):
                 started = time.perf_counter()
                 with (torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
                       _out_of_memory_explained(config)):
-                    loss, accuracy = train_epoch(model, train, optimizer, config, precision, epoch, progress)
+                    loss, accuracy = train_epoch(step, epoch, progress)
                 row = dict(epoch=epoch, train_loss=loss, train_accuracy=accuracy)
                 if data.val is not None:
                     val = evaluate(model, data.val)
                     row |= dict(val_loss=val.loss, val_accuracy=val.accuracy)
-                history.append(row | dict(learning_rate=optimizer.param_groups[0]["lr"],
+                history.append(row | dict(learning_rate=float(optimizer.param_groups[0]["lr"]), precision=precision,
                                           seconds=time.perf_counter() - started))
                 if checkpoint_dir:
                     can_save = _save(checkpoint_dir, can_save, model, optimizer, history, config,
-                                     **same, precision=precision)
+                                     **same, precision=precision, scaler=step.scaler.state_dict())
                 progress.set_postfix_str(_summary(row, config.epochs))
                 if on_epoch_end is not None:
                     on_epoch_end(model, history)
@@ -138,110 +140,34 @@ def _out_of_memory_explained(config):
                           f"set a smaller one, such as {max(1, config.batch_size // 2)}") from error
 
 
-def train_epoch(model, train, optimizer, config, precision, epoch, progress):
-    """One pass over `train` (a Split); returns the mean loss and accuracy of the batches."""
+def train_epoch(step, epoch, progress):
+    """One pass over the training images by `step` (a Step); returns the mean loss and accuracy of the batches."""
+    model, config = step.model, step.config
     model.train()
     torch.manual_seed(epoch_seed(config.seed, epoch))  # dropout
-    device = train.images.device
     generator = torch.Generator().manual_seed(epoch_seed(config.seed, epoch))  # on the CPU: the same everywhere
-    order = torch.randperm(len(train), generator=generator).to(device)
-    drawn = config.distortion and distortions.draw(config.distortion, len(train), generator).to(device)
-    losses, correct = [], torch.zeros((), dtype=torch.int64, device=device)
+    order = torch.randperm(len(step.train), generator=generator).to(step.device)
+    step.draw_distortions(generator)
+    losses, correct = [], torch.zeros((), dtype=torch.int64, device=step.device)
     batches = order.split(config.batch_size)
-    for step, index in enumerate(batches, (epoch - 1) * len(batches)):
-        set_learning_rate(optimizer, config, step / (config.epochs * len(batches)))
-        images, labels = train.images[index], train.labels[index]
-        pose = None if train.poses is None else train.poses[index]
-        if drawn is not None:
-            images, pose = distortions.apply(images, drawn[index]), drawn.theta[index]
-        with autocast(device, precision):
-            alignment = model.align(model.normalize(images))
-            logits = model.classifier(alignment.warped).float()
-        loss = F.cross_entropy(logits, labels) + transformer_loss(alignment.grid, pose, config)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.detach())
-        correct += (logits.argmax(1) == labels).sum()
+    for number, index in enumerate(batches, (epoch - 1) * len(batches)):
+        step.set_learning_rate(number / (config.epochs * len(batches)))
+        loss, right = step(index)
+        losses.append(loss)
+        correct += right
         progress.update()
     losses = torch.stack(losses)  # the epoch's one synchronisation
     if not all(p.isfinite().all() for p in model.parameters()):
         losses[-1] = math.nan  # done by the last step, so no loss has shown it yet; it must not be kept as good
     if not losses.isfinite().all():
-        step = (~losses.isfinite()).nonzero()[0].item()
+        number = (~losses.isfinite()).nonzero()[0].item()
         raise NonFiniteLoss(
-            f"the loss became {losses[step].item()} in epoch {epoch}, step {step + 1} of {len(losses)}; try a lower "
-            f"learning_rate (now {config.learning_rate}) or localization_lr_scale (now {config.localization_lr_scale})")
+            f"the loss became {losses[number].item()} in epoch {epoch}, step {number + 1} of {len(losses)}; try a "
+            f"lower learning_rate (now {config.learning_rate}) or localization_lr_scale "
+            f"(now {config.localization_lr_scale})")
     sizes = torch.full_like(losses, config.batch_size)
     sizes[-1] = len(order) - config.batch_size * (len(losses) - 1)
     return ((losses * sizes).sum() / len(order)).item(), correct.item() / len(order)
-
-
-def set_learning_rate(optimizer, config, done):
-    """Set each group's learning rate for a run of which the share `done`, in [0, 1), lies behind."""
-    if config.schedule == "linear":
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * (1 - done)
-
-
-def transformer_loss(grid, pose, config):
-    """The terms of the loss that concern the transformer, from its sampling grid (B, H, W, 2): a scalar, or 0.
-
-    outside: mean distance by which samples lie outside the picture, half-widths.
-    identity: mean squared distance of samples from where the identity would put them, half-widths squared.
-    scale: mean squared excess of |log scale| over log max_scale; scale: the grid's spread over the identity's.
-    pose: mean squared distance of samples from where they would lie had the known pose been undone exactly.
-    All read the grid alone, so they serve every family.
-    """
-    loss = 0
-    if config.outside_weight:
-        loss += config.outside_weight * F.relu(grid.abs() - 1).mean()
-    still = transforms.identity_grid(grid)
-    if config.identity_weight:
-        loss += config.identity_weight * (grid - still).square().sum(-1).mean()
-    if config.scale_weight:
-        log_scale = 0.5 * (transforms.spread(grid) / transforms.spread(still)).log()
-        loss += config.scale_weight * F.relu(log_scale.abs() - math.log(config.max_scale)).square().mean()
-    if config.pose_weight:
-        undone = transforms.apply(pose, grid)  # applied(answered(p)): p itself, where all is undone
-        loss += config.pose_weight * (undone - still).square().sum(-1).mean()
-    return loss
-
-
-def autocast(device, precision):
-    """The autocast context of `precision`: "fp32", "bf16" or "fp16"."""
-    dtype = dict(fp32=None, bf16=torch.bfloat16, fp16=torch.float16)[precision]
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
-
-
-def choose_precision(model, images, config):
-    """The precision that `config.precision` stands for here: "auto" times a few steps of each and takes the faster.
-
-    Small networks gain nothing on many machines, and bf16 without hardware for it is slower than float32.
-    """
-    if config.precision != "auto":
-        return config.precision
-    # a distortion puts them on a larger canvas; speed does not depend on what they show
-    images = images.new_zeros(len(images), config.channels, config.image_size, config.image_size)
-    # cards before compute capability 8.0 emulate bf16, slowly, and claim to support it (pytorch#148322)
-    old_card = images.is_cuda and torch.cuda.get_device_capability(images.device) < (8, 0)
-    narrow = "fp16" if old_card else "bf16"
-    seconds = {precision: [] for precision in ("fp32", narrow)}
-    was_training = model.training
-    model.eval()  # no dropout: the random state stays as it is
-    for _ in range(7):
-        for precision in seconds:
-            started = time.perf_counter()
-            with autocast(images.device, precision):
-                logits = model.classifier(model.align(model.normalize(images)).warped)
-            logits.float().sum().backward()
-            model.zero_grad(set_to_none=True)
-            if images.is_cuda:
-                torch.cuda.synchronize()
-            seconds[precision].append(time.perf_counter() - started)
-    model.train(was_training)
-    fp32, other = (statistics.median(times[2:]) for times in seconds.values())  # the first two are warm-up
-    return narrow if other < 0.9 * fp32 else "fp32"
 
 
 @torch.no_grad()
@@ -260,16 +186,6 @@ def evaluate(model, split, batch_size=1000):
     model.train(was_training)
     confusion = confusion.reshape(classes, classes).cpu()
     return Metrics(loss.item() / len(split), confusion.diagonal().sum().item() / len(split), confusion)
-
-
-def make_optimizer(model, config):
-    """SGD with the localization network in a group of its own, slower by `localization_lr_scale`."""
-    rates = {model.classifier: config.learning_rate}
-    if model.localization is not None:
-        rates[model.localization] = config.learning_rate * config.localization_lr_scale
-    groups = [dict(params=list(part.parameters()), lr=rate, initial_lr=rate) for part, rate in rates.items()]
-    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum,
-                           nesterov=config.momentum > 0, weight_decay=config.weight_decay)
 
 
 def epoch_seed(seed, epoch):

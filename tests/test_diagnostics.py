@@ -161,3 +161,9 @@ def test_recovery_is_summed_up_by_medians_and_shares():
     assert told == pytest.approx(dict(median_angle=16, within_15=2 / 5, within_30=4 / 5, median_abs_log_scale=0.2,
                                       median_shift=3))
     assert json.loads(json.dumps(told)) == told
+
+
+def test_where_no_matrix_is_known_nothing_is_told():
+    matrix, spline = similarity(10).float(), control_points(4).float()[None]
+    assert pose_recovery(None, matrix) is pose_recovery(spline, matrix) is pose_recovery(matrix, spline) is None
+    assert pose_recovery(matrix, matrix).angle.item() == pytest.approx(20, abs=1e-4)

@@ -112,7 +112,7 @@ def test_number_of_classes_and_family_set_the_last_layers():
 def test_an_image_too_small_for_the_layers_is_refused(stn, smallest):
     assert fresh(image_size=smallest, stn=stn)(pictures(size=smallest)).shape == (4, 10)
     for size in (smallest - 1, 5, 1):
-        with pytest.raises(ValueError, match=rf"^image_size: {size} is too small"):
+        with pytest.raises(ValueError, match=rf"^image_size or output_size: {size} pixels are too few"):
             build_model(config(image_size=size, stn=stn))
 
 

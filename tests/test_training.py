@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from stn_cifar import distortions, training
 from stn_cifar.config import Config
 from stn_cifar.data import Data, Split
+from stn_cifar.steps import choose_precision, make_optimizer, transformer_loss
 from stn_cifar.stn import build_model
-from stn_cifar.training import NonFiniteLoss, choose_precision, evaluate, fit, make_optimizer, transformer_loss
+from stn_cifar.training import NonFiniteLoss, evaluate, fit
 from stn_cifar.transforms import FAMILIES, inverse
 
 REPOSITORY = Path(__file__).parents[1]
@@ -84,7 +85,8 @@ def test_the_loss_goes_down(glyph_data, fields):
 
 def test_a_row_of_history_tells_the_epoch_in_plain_numbers(glyph_data):
     _, history = trained(glyph_data, epochs=2, learning_rate=0.02)
-    keys = ["epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate", "seconds"]
+    keys = ["epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate", "precision",
+            "seconds"]
     assert [list(row) for row in history] == [keys, keys]
     assert [row["epoch"] for row in history] == [1, 2]
     assert all(row["learning_rate"] == 0.02 and 0 < row["seconds"] < 60 for row in history)

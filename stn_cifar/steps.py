@@ -1,0 +1,191 @@
+"""One training step: eager anywhere, or captured once as a CUDA graph and replayed; and what both are made of."""
+
+import math
+import statistics
+import time
+
+import torch
+import torch.nn.functional as F
+
+from . import distortions, transforms
+
+
+class Step:
+    """A training step: pick images, distort, align, classify, go back, update. Call it with an index tensor.
+
+    Returns the batch's loss and its number of right guesses, 0-d tensors on the device: nothing is waited for.
+    """
+
+    def __init__(self, model, train, optimizer, config, precision):
+        self.model, self.train, self.optimizer, self.config = model, train, optimizer, config
+        self.precision, self.device = precision, train.images.device
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
+        self.drawn = None  # the epoch's distortions, one for each training image
+
+    def draw_distortions(self, generator):
+        """Draw the epoch's distortions, if the config has one, from a CPU generator."""
+        if self.config.distortion is None:
+            return
+        drawn = distortions.draw(self.config.distortion, len(self.train), generator)
+        if self.drawn is None:
+            self.drawn = drawn.to(self.device)
+        else:  # in place, as a captured graph reads the same addresses for ever
+            self.drawn.theta.copy_(drawn.theta)
+            self.drawn.patches.copy_(drawn.patches)
+
+    def set_learning_rate(self, done):
+        """Set each group's learning rate for a run of which the share `done`, in [0, 1), lies behind."""
+        if self.config.schedule == "linear":
+            for group in self.optimizer.param_groups:
+                rate = group["initial_lr"] * (1 - done)
+                if isinstance(group["lr"], torch.Tensor):
+                    group["lr"].fill_(rate)  # in place, for the same reason
+                else:
+                    group["lr"] = rate
+
+    def __call__(self, index):
+        train, config = self.train, self.config
+        images, labels = train.images[index], train.labels[index]
+        pose = None if train.poses is None else train.poses[index]
+        if self.drawn is not None:
+            images, pose = distortions.apply(images, self.drawn[index]), self.drawn.theta[index]
+        with autocast(self.device, self.precision):
+            alignment = self.model.align(self.model.normalize(images))
+            logits = self.model.classifier(alignment.warped).float()
+        loss = F.cross_entropy(logits, labels) + transformer_loss(alignment.grid, pose, config)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss.detach(), (logits.argmax(1) == labels).sum()
+
+
+class CapturedStep(Step):
+    """The same step as one CUDA graph: small networks are bound by the launching of kernels, which this does once.
+
+    The first WARM_UP full batches run eagerly on a side stream, so that every library and buffer is ready; the next
+    is captured; from then on steps are replays. A ragged last batch runs eagerly. Where capturing fails, all do.
+    As in PyTorch's notes on CUDA graphs, "Whole-network capture".
+    """
+
+    WARM_UP = 3
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.taken, self.graph, self.index, self.result = 0, None, None, None
+
+    def __call__(self, index):
+        if len(index) != self.config.batch_size:
+            return super().__call__(index)
+        if self.taken < self.WARM_UP:
+            self.taken += 1
+            return self._on_side_stream(index)
+        if self.graph is None:
+            try:
+                self._capture(index)
+            except RuntimeError as error:
+                print(f"no CUDA graph: {error}; going on with eager steps, which are slower")
+                self.graph = False
+        if self.graph is False:
+            return super().__call__(index)
+        self.index.copy_(index)
+        self.graph.replay()
+        return tuple(value.clone() for value in self.result)  # the next replay overwrites them
+
+    def _on_side_stream(self, index):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            result = super().__call__(index)
+        torch.cuda.current_stream().wait_stream(stream)
+        return result
+
+    def _capture(self, index):
+        self.index = index.clone()
+        # gradients made while capturing lie in the graph's own memory, and every replay writes them anew
+        self.optimizer.zero_grad(set_to_none=True)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.result = super().__call__(self.index)
+        self.graph = graph
+
+
+def make_step(model, train, optimizer, config, precision):
+    """The fastest step there is here: captured on CUDA, eager elsewhere.
+
+    Loss scaling (fp16) decides step by step, on the host, whether to update: no graph can hold that.
+    """
+    captured = train.images.is_cuda and precision != "fp16"
+    return (CapturedStep if captured else Step)(model, train, optimizer, config, precision)
+
+
+def make_optimizer(model, config):
+    """SGD with the localization network in a group of its own, slower by `localization_lr_scale`."""
+    rates = {model.classifier: config.learning_rate}
+    if model.localization is not None:
+        rates[model.localization] = config.learning_rate * config.localization_lr_scale
+    cuda = model.mean.is_cuda  # there the step is captured, and the rate must be a tensor to change between replays
+    groups = [dict(params=list(part.parameters()), lr=torch.tensor(rate, device=model.mean.device) if cuda else rate,
+                   initial_lr=rate) for part, rate in rates.items()]
+    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0,
+                           weight_decay=config.weight_decay, fused=True if cuda else None)
+
+
+def transformer_loss(grid, pose, config):
+    """The terms of the loss that concern the transformer, from its sampling grid (B, H, W, 2): a scalar, or 0.
+
+    outside: how far samples lie outside the picture, half-widths, mean over samples and both axes.
+    identity: mean squared distance of samples from where the identity would put them, half-widths squared.
+    scale: mean squared excess of |log scale| over log max_scale; scale: the grid's spread over the identity's.
+    pose: mean squared distance of samples from where they would lie had the known pose been undone exactly.
+    All read the grid alone, so they serve every family.
+    """
+    loss = 0
+    if config.outside_weight:
+        loss += config.outside_weight * F.relu(grid.abs() - 1).mean()
+    still = transforms.identity_grid(grid)
+    if config.identity_weight:
+        loss += config.identity_weight * (grid - still).square().sum(-1).mean()
+    if config.scale_weight:
+        log_scale = 0.5 * (transforms.spread(grid) / transforms.spread(still)).log()
+        loss += config.scale_weight * F.relu(log_scale.abs() - math.log(config.max_scale)).square().mean()
+    if config.pose_weight:
+        undone = transforms.apply(pose, grid)  # applied(answered(p)): p itself, where all is undone
+        loss += config.pose_weight * (undone - still).square().sum(-1).mean()
+    return loss
+
+
+def autocast(device, precision):
+    """The autocast context of `precision`: "fp32", "bf16" or "fp16"."""
+    dtype = dict(fp32=None, bf16=torch.bfloat16, fp16=torch.float16)[precision]
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def choose_precision(model, images, config):
+    """The precision that `config.precision` stands for here: "auto" times a few steps of each and takes the faster.
+
+    Small networks gain nothing on many machines, and bf16 without hardware for it is slower than float32.
+    """
+    if config.precision != "auto":
+        return config.precision
+    # a distortion puts them on a larger canvas; speed does not depend on what they show
+    images = images.new_zeros(len(images), config.channels, config.image_size, config.image_size)
+    # cards before compute capability 8.0 emulate bf16, slowly, and claim to support it (pytorch#148322)
+    old_card = images.is_cuda and torch.cuda.get_device_capability(images.device) < (8, 0)
+    narrow = "fp16" if old_card else "bf16"
+    seconds = {precision: [] for precision in ("fp32", narrow)}
+    was_training = model.training
+    model.eval()  # no dropout: the random state stays as it is
+    for _ in range(7):
+        for precision in seconds:
+            started = time.perf_counter()
+            with autocast(images.device, precision):
+                logits = model.classifier(model.align(model.normalize(images)).warped)
+            logits.float().sum().backward()
+            model.zero_grad(set_to_none=True)
+            if images.is_cuda:
+                torch.cuda.synchronize()
+            seconds[precision].append(time.perf_counter() - started)
+    model.train(was_training)
+    fp32, other = (statistics.median(times[2:]) for times in seconds.values())  # the first two are warm-up
+    return narrow if other < 0.9 * fp32 else "fp32"
