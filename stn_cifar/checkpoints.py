@@ -143,7 +143,7 @@ def resume(folder: Path, model, optimizer, config: Config, **same) -> dict | Non
     if differ:
         raise ValueError(f"checkpoint_dir: {folder} holds another run; name another folder, or go back to its "
                          "values\n  " + "\n  ".join(differ))
-    if config.schedule != "constant" and saved["epochs"] != config.epochs:
+    if config.schedule != "constant" and saved.get("epochs") != config.epochs:
         raise ValueError(f"epochs: {config.epochs}, but {folder} holds a run planned for {saved['epochs']}, and "
                          f"schedule={config.schedule!r} set its learning rates by that; name another checkpoint_dir")
     if len(state["history"]) > config.epochs:

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -76,6 +77,8 @@ class Config:
         for f in dataclasses.fields(self):
             limits = {key: value for key, value in f.metadata.items() if key != "help"}
             _check(f.name, getattr(self, f.name), hints[f.name], **limits)
+        if not re.fullmatch(r"[\w-]+", self.name):
+            raise ValueError(f"name: {self.name!r} goes into file names; must be letters, digits, _ and - only")
         if self.iterations > 1 and self.transform == "tps":
             raise ValueError("iterations: must be 1 with transform='tps', whose maps do not compose; "
                              "matrix families (such as affine) can iterate")

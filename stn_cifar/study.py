@@ -76,13 +76,17 @@ def _processor_name() -> str:
         return platform.processor() or platform.machine()
 
 
-def label(config: Config, dataset: str) -> str:
-    """A file name's stem for a run: preset, data set, every field that differs from the preset, seed."""
+def changed_fields(config: Config) -> list[str]:
+    """What makes a run other than its preset, as texts "field=value"; not its seed, and not where it ran."""
     preset = Config(**{"name": config.name, **PRESETS.get(config.name, {})})
     skip = ("name", "dataset", "data_root", "device", "seed")
-    changed = [f"{key}={value}" for key, value in config.to_dict().items()
-               if key not in skip and value != getattr(preset, key)]
-    return "-".join([config.name, dataset.lower().replace("-", ""), *changed, f"seed{config.seed}"])
+    return [f"{key}={value}" for key, value in config.to_dict().items()
+            if key not in skip and value != getattr(preset, key)]
+
+
+def label(config: Config, dataset: str) -> str:
+    """A file name's stem for a run: preset, data set, every field that differs from the preset, seed."""
+    return "-".join([config.name, dataset.lower().replace("-", ""), *changed_fields(config), f"seed{config.seed}"])
 
 
 def save(result: dict, folder: Path = RESULTS) -> Path:
@@ -105,27 +109,35 @@ def load_results(folder: Path = RESULTS) -> list[dict]:
 
 
 def results_table(records: list[dict]) -> str:
-    """README's table: one row for each preset and data set, over its seeds."""
-    groups: dict[str, list[dict]] = {}
+    """README's table: one row for each kind of run, over its seeds."""
+    groups: dict[tuple, list[dict]] = {}
     for r in records:
-        stem = label(Config(**r["config"]), r["dataset"]).rsplit("-seed", 1)[0]
-        groups.setdefault(stem, []).append(r)
-    lines = ["| run | data | parameters | epochs | test accuracy | train accuracy | seconds an epoch | n | machine |",
-             "|---|---|---|---|---|---|---|---|---|"]
-    for stem, runs in groups.items():
-        first = runs[0]
-        seconds = statistics.median(row["seconds"] for r in runs for row in r["history"])
-        lines.append(f"| {stem} | {first['dataset']} | {first['parameters']:,} | {first['epochs_done']} "
-                     f"| {_percent([r['test']['accuracy'] for r in runs])} "
-                     f"| {_percent([r['train']['accuracy'] for r in runs])} "
-                     f"| {seconds:.1f} | {len(runs)}{' (one run)' if len(runs) == 1 else ''} | {first['machine']} |")
+        config = Config(**r["config"])
+        # another machine is another row: its seconds are not to be mixed with these
+        groups.setdefault((config.name, r["dataset"], *changed_fields(config), r["machine"]), []).append(r)
+    posed = any("pose_recovery" in r for r in records)
+    columns = ["preset", "data", "parameters", "epochs", "test accuracy", "training accuracy", "region's size",
+               *(["angle left, median", "within 30°"] if posed else []), "s an epoch", "n", "machine"]
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    for (name, dataset, *changed, machine_name), runs in groups.items():
+        known = [r["pose_recovery"] for r in runs if "pose_recovery" in r]
+        pose = [_spread([p["median_angle"] for p in known], "°"), _spread([100 * p["within_30"] for p in known], " %")]
+        cells = [", ".join([name, *changed]), dataset, f"{runs[0]['parameters']:,}", str(runs[0]["epochs_done"]),
+                 _spread([100 * r["test"]["accuracy"] for r in runs], " %"),
+                 _spread([100 * r["train"]["accuracy"] for r in runs], " %"),
+                 _spread([r["theta"]["grid_scale"]["mean"] for r in runs], "", digits=2), *(pose if posed else []),
+                 f"{statistics.median(row['seconds'] for r in runs for row in r['history']):.1f}",
+                 f"{len(runs)}{' (one run)' if len(runs) == 1 else ''}", machine_name]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _percent(values: list[float]) -> str:
-    """Mean as a percentage, with the standard deviation where there are several."""
-    mean = f"{100 * statistics.mean(values):.1f} %"
-    return mean if len(values) == 1 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
+def _spread(values: list[float], unit: str, digits: int = 1) -> str:
+    """Mean, with the standard deviation where there are several values; a dash where there are none."""
+    if not values:
+        return "-"
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{deviation}{unit}"
 
 
 def bench_tables(folder: Path = RESULTS) -> str:
@@ -165,11 +177,13 @@ def colab_link(notebook: Path = NOTEBOOK) -> str:
 def write_report(readme: Path = Path("README.md"), folder: Path = RESULTS, notebook: Path = NOTEBOOK) -> None:
     """Put the current tables, of results and of speed, and the Colab link between README's markers."""
     text = Path(readme).read_text(encoding="utf-8")
-    parts = dict(results=results_table(load_results(folder)), colab=colab_link(notebook), bench=bench_tables(folder))
+    parts = dict(results=results_table(load_results(folder)), colab=colab_link(notebook))
+    # a folder of its own for each question asked of several runs, and the benchmarks: where README has a place for them
+    more = {f"results/{sub.name}": results_table(load_results(sub)) for sub in sorted(Path(folder).glob("*/"))}
+    more["bench"] = bench_tables(folder)
+    parts |= {name: table for name, table in more.items() if f"<!-- {name}:" in text}
     for name, content in parts.items():
         start, end = f"<!-- {name}: python -m stn_cifar report -->", f"<!-- end of {name} -->"
-        if name == "bench" and not content and start not in text:  # nothing measured, and no place for it
-            continue
         if start not in text or end not in text:
             raise ValueError(f"readme: {readme} lacks the markers {start!r} and {end!r}")
         before, rest = text.split(start, 1)

@@ -75,7 +75,9 @@ def differences(a, b, where="", skip=("seconds",)):
 def start(folder, data):
     """A process that trains into `folder`: its id, and a pipe out of which come the complete epochs, a byte each."""
     reading, writing = os.pipe()
-    pid = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks with threads: idle ones of NumPy's, at most
+        pid = os.fork()
     if pid:
         os.close(writing)
         return pid, reading
@@ -115,8 +117,9 @@ def kill_often(kills, rng, scratch, data):
         os.kill(process[0], signal.SIGKILL)
         epochs, killed = wait_for(*process)
         complete = max(complete, epochs)
-        with warnings.catch_warnings(action="error") if sys.version_info >= (3, 11) else warnings.catch_warnings():
-            state = newest_checkpoint(run)  # a warning would tell of a damaged file, and a kill may leave none
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # it would tell of a damaged file, and a kill may leave none
+            state = newest_checkpoint(run)
         kept = len(state["history"]) if state else 0
         counts["most_epochs_lost"] = max(counts["most_epochs_lost"], complete - kept)
         if complete - kept > 1:
@@ -139,11 +142,12 @@ def kill_often(kills, rng, scratch, data):
 
 
 def damaged(content, rng):
-    """(kind, place of the first damage, damaged content)."""
+    """(kind, place of the first damage, damaged content); one in five somewhere in the short header."""
+    reach = HEADER if rng.random() < 0.2 else len(content)
     if rng.random() < 0.5:
-        length = rng.randrange(len(content))
+        length = rng.randrange(reach)
         return "truncations", length, content[:length]
-    spoilt, bits = bytearray(content), rng.sample(range(8 * len(content)), rng.choice((1, 1, 2, 8)))
+    spoilt, bits = bytearray(content), rng.sample(range(8 * reach), rng.choice((1, 1, 2, 8)))
     for bit in bits:
         spoilt[bit // 8] ^= 1 << bit % 8
     return "bit_flips", min(bits) // 8, bytes(spoilt)

@@ -17,6 +17,7 @@ few = settings(deadline=None, derandomize=True, max_examples=60)
 
 # field, a bad value, and a piece of the remedy that the message has to name
 BAD = [
+    ("name", "../x", "letters, digits"), ("name", "", "letters, digits"),
     ("dataset", "cifar", "'cifar10'"), ("dataset", None, "str"),
     ("data_root", 3, "str"),
     ("transform", "afine", "'affine'"), ("transform", 6, "str"),

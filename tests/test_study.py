@@ -44,7 +44,8 @@ def fake(accuracy=0.5, train=0.6, seconds=(1.0, 3.0), **fields):
     history = [dict(epoch=k + 1, seconds=s) for k, s in enumerate(seconds)]
     return dict(config=config(epochs=len(history), **fields).to_dict(), dataset="CIFAR-10", parameters=39_884,
                 finished=True, epochs_done=len(history), history=history, machine="2 CPU cores, a chip",
-                test=dict(accuracy=accuracy), train=dict(accuracy=train))
+                test=dict(accuracy=accuracy), train=dict(accuracy=train),
+                theta=dict(grid_scale=dict(mean=1.25, std=0.05)))
 
 
 # ---- the record -----------------------------------------------------------------------------------------------------
@@ -172,20 +173,34 @@ def test_the_table_tells_the_numbers_of_the_records():
     head, line, *rows = study.results_table(records).splitlines()
     assert len({row.count("|") for row in (head, line, *rows)}) == 1 and len(rows) == 2
     three, one = (dict(zip(cells(head), cells(row), strict=True)) for row in rows)
-    assert three["run"] == "tutorial-cifar10-epochs=3-precision=fp32"
+    assert three["preset"] == "tutorial, epochs=3, precision=fp32"
     assert three["data"] == "CIFAR-10" and three["parameters"] == "39,884" and three["epochs"] == "3"
-    assert three["test accuracy"] == f"{100 * np.mean(tests):.1f} % ± {100 * np.std(tests, ddof=1):.1f}"
-    assert three["train accuracy"] == f"{100 * np.mean(trains):.1f} % ± {100 * np.std(trains, ddof=1):.1f}"
-    assert three["seconds an epoch"] == f"{statistics.median([1, 2, 9]):.1f}"  # of all epochs: a slow first one aside
+    assert three["test accuracy"] == f"{100 * np.mean(tests):.1f} ± {100 * np.std(tests, ddof=1):.1f} %"
+    assert three["training accuracy"] == f"{100 * np.mean(trains):.1f} ± {100 * np.std(trains, ddof=1):.1f} %"
+    assert three["s an epoch"] == f"{statistics.median([1, 2, 9]):.1f}"  # of all epochs: a slow first one aside
     assert three["n"] == "3" and three["machine"] == "2 CPU cores, a chip"
-    assert one["test accuracy"] == "12.3 %" and one["train accuracy"] == "45.6 %"
-    assert one["n"] == "1 (one run)" and "rotation" in one["run"]
+    assert one["test accuracy"] == "12.3 %" and one["training accuracy"] == "45.6 %"
+    assert one["n"] == "1 (one run)" and "rotation" in one["preset"]
 
 
 def test_what_differs_by_more_than_the_seed_is_not_averaged():
     records = [fake(seed=0), fake(seed=1), fake(stn=False), fake(seed=0) | dict(dataset="glyphs")]
     rows = study.results_table(records).splitlines()[2:]
     assert [cells(row)[-2] for row in rows] == ["2", "1 (one run)", "1 (one run)"]
+
+
+def test_another_machine_is_another_row():
+    rows = study.results_table([fake(seed=0), fake(seed=1) | dict(machine="a card")]).splitlines()[2:]
+    assert [cells(row)[-2:] for row in rows] == [["1 (one run)", "2 CPU cores, a chip"], ["1 (one run)", "a card"]]
+
+
+def test_pose_recovery_has_columns_where_a_run_has_it():
+    known = [fake(seed=k, name="glyphs") | dict(pose_recovery=dict(median_angle=angle, within_30=0.9))
+             for k, angle in enumerate((7.0, 9.0))]
+    head, _, posed, other = study.results_table([*known, fake()]).splitlines()
+    assert dict(zip(cells(head), cells(posed), strict=True))["angle left, median"] == "8.0 ± 1.4°"
+    assert dict(zip(cells(head), cells(other), strict=True))["within 30°"] == "-"
+    assert "angle left" not in study.results_table([fake()])
 
 
 def test_a_table_of_nothing_is_its_head():
@@ -216,7 +231,7 @@ def test_report_replaces_what_is_between_the_markers_and_nothing_else(report):
     readme, results, _ = report
     study.write_report(*report)
     text = readme.read_text(encoding="utf-8")
-    assert "OLD" not in text and study.results_table(study.load_results(results)) in text and "58.0 % ± 1.4" in text
+    assert "OLD" not in text and study.results_table(study.load_results(results)) in text and "58.0 ± 1.4 %" in text
     assert text.startswith("before <!-- colab: python -m stn_cifar report -->")
     assert "<!-- end of colab --> between\n<!-- results: python -m stn_cifar report -->\n|" in text
     assert text.endswith("|\n<!-- end of results -->\nafter ±\n")
@@ -398,7 +413,7 @@ def test_an_unforeseen_failure_keeps_its_traceback(monkeypatch, tmp_path):
 def test_report_writes_the_readme(report, capsys):
     readme, results, notebook = report
     assert main(["report", "--readme", str(readme), "--results", str(results), "--notebook", str(notebook)]) == 0
-    assert "58.0 % ± 1.4" in readme.read_text(encoding="utf-8") and str(readme) in capsys.readouterr().out
+    assert "58.0 ± 1.4 %" in readme.read_text(encoding="utf-8") and str(readme) in capsys.readouterr().out
     readme.unlink()
     assert main(["report", "--readme", str(readme), "--results", str(results), "--notebook", str(notebook)]) == 2
     err = capsys.readouterr().err

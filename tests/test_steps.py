@@ -1,0 +1,123 @@
+"""The training step: what a captured one decides, tested anywhere; that it trains as an eager one, on a GPU."""
+
+import pytest
+import torch
+
+from stn_cifar import Config, build_model
+from stn_cifar.steps import CapturedStep, Step, choose_precision, make_optimizer, make_step
+
+
+def make(kind, data, **fields):
+    config = Config(**{"dataset": "glyphs", "device": "cpu", "precision": "fp32", "batch_size": 16, **fields})
+    model = build_model(config)
+    train = data.train.to(config.torch_device())
+    return kind(model, train, make_optimizer(model, config), config, config.precision)
+
+
+def weights(step):
+    return [p.detach().clone() for p in step.model.parameters()]
+
+
+def indices(step, sizes):
+    return torch.arange(sum(sizes), device=step.device).split(sizes)
+
+
+@pytest.fixture
+def without_graphs(monkeypatch):
+    """A machine whose graphs cannot be captured, and the sizes of the batches that ran eagerly."""
+    eager = []
+    original = Step.__call__
+    monkeypatch.setattr(Step, "__call__", lambda self, index: (eager.append(len(index)), original(self, index))[1])
+    monkeypatch.setattr(CapturedStep, "_on_side_stream", lambda self, index: Step.__call__(self, index))
+
+    def fail(self, index):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(CapturedStep, "_capture", fail)
+    return eager
+
+
+def test_where_capturing_fails_every_step_is_eager_and_it_is_told_once(glyph_data, without_graphs, capsys):
+    captured, eager = make(CapturedStep, glyph_data), make(Step, glyph_data)
+    sizes = [16] * 6 + [7]
+    torch.manual_seed(0)  # dropout
+    for index in indices(captured, sizes):
+        captured(index)
+    assert capsys.readouterr().out.count("no CUDA graph: operation not permitted") == 1
+    assert without_graphs == sizes
+    torch.manual_seed(0)
+    for index in indices(eager, sizes):
+        eager(index)
+    assert all(map(torch.equal, weights(captured), weights(eager)))
+
+
+def test_full_batches_are_replayed_after_the_warm_up_and_ragged_ones_never(glyph_data, without_graphs, monkeypatch):
+    step = make(CapturedStep, glyph_data)
+    replayed = []
+
+    class Graph:
+        def replay(self):
+            replayed.append(step.index.tolist())
+
+    def capture(self, index):
+        self.graph, self.index, self.result = Graph(), torch.zeros_like(index), (torch.tensor(1.5), torch.tensor(3))
+
+    monkeypatch.setattr(CapturedStep, "_capture", capture)
+    batches = indices(step, [16] * 5 + [7, 16])
+    results = [step(index) for index in batches]
+    assert without_graphs == [16, 16, 16, 7]
+    assert replayed == [batches[k].tolist() for k in (3, 4, 6)]  # each with its own images, copied in
+    step.result[0].fill_(9)
+    assert results[4] == (1.5, 3)  # kept, although the next replay overwrites what the graph writes to
+
+
+def test_learning_rates_that_are_tensors_are_changed_in_place(glyph_data):
+    step = make(Step, glyph_data, schedule="linear", learning_rate=0.08, localization_lr_scale=0.5)
+    rates = [torch.tensor(group["lr"]) for group in step.optimizer.param_groups]
+    for group, rate in zip(step.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    step.set_learning_rate(0.75)
+    assert [rate.item() for rate in rates] == pytest.approx([0.02, 0.01])
+
+
+def test_distortions_are_drawn_anew_into_the_same_memory(glyph_data):
+    step = make(Step, glyph_data, distortion="rts")
+    step.draw_distortions(torch.Generator().manual_seed(0))
+    before, address = step.drawn.theta.clone(), step.drawn.theta.data_ptr()
+    step.draw_distortions(torch.Generator().manual_seed(1))
+    assert step.drawn.theta.data_ptr() == address
+    assert not torch.equal(step.drawn.theta, before)
+
+
+def test_a_cpu_has_eager_steps(glyph_data):
+    config = Config(dataset="glyphs", device="cpu", precision="fp32")
+    model = build_model(config)
+    assert type(make_step(model, glyph_data.train, make_optimizer(model, config), config, "fp32")) is Step
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: captured steps against eager ones")
+@pytest.mark.parametrize("fields", [dict(), dict(momentum=0.9, schedule="linear"), dict(distortion="rts"),
+                                    dict(stn=False), dict(transform="tps"), dict(precision="bf16")])
+def test_captured_steps_train_as_eager_ones(glyph_data, fields):
+    steps = [make(kind, glyph_data, device="cuda", **fields) for kind in (Step, CapturedStep)]
+    losses = []
+    for step in steps:
+        torch.manual_seed(0)  # dropout
+        step.draw_distortions(torch.Generator().manual_seed(0))
+        batches = indices(step, [16] * 12 + [7])
+        row = []
+        for number, index in enumerate(batches * 3):
+            step.set_learning_rate(number / 100)
+            row.append(step(index)[0])
+        losses.append(torch.stack(row))
+    assert steps[1].graph  # or nothing was compared
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=1e-3)
+    for captured, eager in zip(weights(steps[1]), weights(steps[0]), strict=True):
+        torch.testing.assert_close(captured, eager, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: old cards emulate bf16 and must not get it")
+def test_precision_on_this_card_is_one_it_has(glyph_data):
+    config = Config(dataset="glyphs", device="cuda")
+    chosen = choose_precision(build_model(config), glyph_data.train.images[:64].cuda(), config)
+    assert chosen in (("fp32", "bf16") if torch.cuda.get_device_capability() >= (8, 0) else ("fp32", "fp16"))
