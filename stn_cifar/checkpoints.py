@@ -144,7 +144,7 @@ def resume(folder: Path, model, optimizer, config: Config, **same) -> dict | Non
         raise ValueError(f"checkpoint_dir: {folder} holds another run; name another folder, or go back to its "
                          "values\n  " + "\n  ".join(differ))
     if config.schedule != "constant" and saved.get("epochs") != config.epochs:
-        raise ValueError(f"epochs: {config.epochs}, but {folder} holds a run planned for {saved['epochs']}, and "
+        raise ValueError(f"epochs: {config.epochs}, but {folder} holds a run planned for {saved.get('epochs')}, and "
                          f"schedule={config.schedule!r} set its learning rates by that; name another checkpoint_dir")
     if len(state["history"]) > config.epochs:
         raise ValueError(f"epochs: {config.epochs}, but {folder} stands after {len(state['history'])} already; "

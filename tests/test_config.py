@@ -160,6 +160,8 @@ def legal_values(field):
         low = limits["above"] if limits["low"] is None else limits["low"]
         return st.floats(low, limits["high"], allow_nan=False, allow_infinity=False,
                          exclude_min=limits["above"] is not None)
+    if field.name == "name":  # goes into file names
+        return st.from_regex(r"[\w-]+", fullmatch=True)
     return st.text(max_size=20)
 
 
