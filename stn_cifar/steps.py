@@ -128,7 +128,7 @@ def make_optimizer(model, config):
     groups = [dict(params=list(part.parameters()), lr=torch.tensor(rate, device=model.mean.device) if cuda else rate,
                    initial_lr=rate) for part, rate in rates.items()]
     return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0,
-                           weight_decay=config.weight_decay, fused=True if cuda else None)
+                           weight_decay=config.weight_decay, fused=True)
 
 
 def transformer_loss(grid, pose, config):

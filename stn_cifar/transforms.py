@@ -15,7 +15,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 TPS_POINTS = 4  # control points along each side: 4 x 4 by default
 MAX_TILT = 0.45  # bound on the two perspective terms: keeps the horizon outside the picture (denominator >= 0.1)
@@ -111,24 +110,35 @@ def _tps(params):
 # ---- theta -> grid ----------------------------------------------------------------------------------------------
 
 
+# Planar inside, all x then all y: one matrix product for the whole batch, and cheap gradients. As (B, H, W, 2) it is
+# then a permuted view, which grid_sample takes as it is.
+
+
+def _as_grid(planes, height, width):
+    """(B, 2, H*W) or (B*2, H*W), x and y in turn, as a grid (B, H, W, 2)."""
+    return planes.reshape(-1, 2, height, width).permute(0, 2, 3, 1)
+
+
 def _affine_grid(theta, height, width):
-    return F.affine_grid(theta, (len(theta), 1, height, width), align_corners=False)
+    points = _output_points(height, width, theta.dtype, theta.device)  # (H*W, 3)
+    return _as_grid(theta.reshape(-1, 3) @ points.T, height, width)
 
 
 def _projective_grid(theta, height, width):
-    points = _output_points(height, width, theta.dtype, theta.device)  # (H*W, 3)
-    x, y, w = (points @ theta.transpose(1, 2)).unbind(-1)  # (B, H*W) each
+    points = _output_points(height, width, theta.dtype, theta.device)
+    x, y, w = (row @ points.T for row in theta.unbind(1))  # (B, H*W) each
     # composed maps may bring the horizon in; points beyond it are pushed far outside instead of turning inside out
     w = w.clamp_min(1e-3)
-    return torch.stack([x / w, y / w], dim=-1).reshape(-1, height, width, 2)
+    return _as_grid(torch.stack([x / w, y / w], dim=1), height, width)
 
 
 def _tps_grid(theta, height, width):
     side, kind = math.isqrt(theta.shape[1]), (theta.dtype, theta.device)
-    still = _output_points(height, width, *kind)[:, :2]
+    still = _output_points(height, width, *kind)[:, :2].T  # (2, H*W)
     # displacements apart from where they start, so that none at all is the exact identity
-    displaced = _tps_weights(side, height, width, *kind) @ (theta - control_points(side, *kind))  # (B, H*W, 2)
-    return (still + displaced).reshape(-1, height, width, 2)
+    displacement = (theta - control_points(side, *kind)).transpose(1, 2).reshape(-1, side * side)  # (B*2, K)
+    displaced = (displacement @ _tps_weights(side, height, width, *kind).T).reshape(-1, 2, height * width)
+    return _as_grid(still + displaced, height, width)
 
 
 @lru_cache(maxsize=16)
