@@ -153,8 +153,8 @@ PRESETS = {
     "tutorial": dict(model="tutorial", transform="affine", learning_rate=0.01, localization_lr_scale=1.0,
                      batch_size=64, epochs=50, val_size=0),
     # The same networks where a transformer can be seen at work: from the class labels alone it learns to put glyphs
-    # upright. What did it: a plain, slow recipe (with momentum 0.9 the transformer ran off the picture within 10 epochs),
-    # a schedule (without it one seed of two ended on a bad step, at 93 % instead of 99.9 %), and a little pull to the
+    # upright. What did it: a plain, slow recipe (with momentum 0.9 the transformer ran off the picture in 10 epochs), a
+    # schedule (without it one seed of two ended on a bad step, at 93 % instead of 99.9 %), and a little pull to the
     # identity (without it "upright" drifts: one seed turned all glyphs by a further 10 degrees).
     "glyphs": dict(dataset="glyphs", model="tutorial", transform="similarity", learning_rate=0.01, identity_weight=0.05,
                    localization_lr_scale=1.0, schedule="linear", batch_size=64, epochs=30, val_size=0),
