@@ -62,6 +62,8 @@ class Config:
     precision: str = _knob("auto", "arithmetic of the networks; auto: bf16 (fp16) where a measurement at start "
                            "finds it faster than fp32; coordinates are float32 always",
                            choices=("auto", "fp32", "bf16", "fp16"))
+    cuda_graph: bool = _knob(False, "on CUDA, capture the training step as a graph and replay it; "
+                             "not yet tried on a GPU")
     # guard rails: terms of the loss, each zero where the transformer behaves
     outside_weight: float = _knob(0.0, "weight of the penalty on sampling outside the picture", low=0)
     identity_weight: float = _knob(0.0, "weight of the penalty on distance from the identity", low=0)

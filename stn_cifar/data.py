@@ -104,15 +104,15 @@ def load_data(config: Config) -> Data:
     train, test = train.to(device), test.to(device)
     train, val = train[:num_train], train[num_train:] if config.val_size else None
     if config.distortion is not None:
-        test, val = _distorted(test, config), val and _distorted(val, config)
+        if test.poses is not None:
+            raise ValueError(f"distortion: {config.distortion!r} on glyphs, which are in random poses already; "
+                             "use dataset='cifar10', or distortion=None")
+        test, val = distorted(test, config), val and distorted(val, config)
     return Data(train, val, test, classes, name)
 
 
-def _distorted(split: Split, config: Config) -> Split:
+def distorted(split: Split, config: Config) -> Split:
     """The frozen suite of `split` under `config.distortion`; training images the trainer distorts anew each epoch."""
-    if split.poses is not None:
-        raise ValueError(f"distortion: {config.distortion!r} on glyphs, which are in random poses already; "
-                         "use dataset='cifar10', or distortion=None")
     size = distortions.DISTORTIONS[config.distortion].canvas_size(split.images.shape[-1])
     if size != config.image_size:
         raise ValueError(f"image_size: {config.image_size}, but the distortion {config.distortion!r} makes pictures of "

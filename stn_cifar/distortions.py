@@ -20,7 +20,7 @@ What stands outside must not give the pose away, or a network reads the frame in
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 
 import torch
 
@@ -186,7 +186,7 @@ def apply(images, drawn):
     return warped.clamp_(0, 1)  # bicubic overshoots
 
 
-@lru_cache(maxsize=16)
+@cache  # never dropped: a captured graph reads the same memory for ever
 @torch.inference_mode(False)  # what is cached must be of use outside inference mode too
 def _disc(size, channels, device):
     """Where a pixel's centre lies in the disc through the outermost pixels' centres (size, size); the colour around it.

@@ -1,7 +1,6 @@
 """One training step: eager anywhere, or captured once as a CUDA graph and replayed; and what both are made of."""
 
 import math
-import statistics
 import time
 
 import torch
@@ -13,7 +12,8 @@ from . import distortions, transforms
 class Step:
     """A training step: pick images, distort, align, classify, go back, update. Call it with an index tensor.
 
-    Returns the batch's loss and its number of right guesses, 0-d tensors on the device: nothing is waited for.
+    index: int64 (B,), into the training images, on the device. Returns the batch's loss and its number of right
+    guesses, 0-d tensors on the device: nothing is waited for.
     """
 
     def __init__(self, model, train, optimizer, config, precision):
@@ -64,14 +64,15 @@ class CapturedStep(Step):
     """The same step as one CUDA graph: small networks are bound by the launching of kernels, which this does once.
 
     The first WARM_UP full batches run eagerly on a side stream, so that every library and buffer is ready; the next
-    is captured; from then on steps are replays. A ragged last batch runs eagerly. Where capturing fails, all do.
-    As in PyTorch's notes on CUDA graphs, "Whole-network capture".
+    is captured; from then on steps are replays. A ragged last batch runs eagerly. As in PyTorch's notes on CUDA graphs,
+    "Whole-network capture". Only with config.cuda_graph, as no GPU has run it yet.
     """
 
     WARM_UP = 3
 
     def __init__(self, *args):
         super().__init__(*args)
+        rates_as_tensors(self.optimizer, self.device)  # after a resume, which may have brought floats
         self.taken, self.graph, self.index, self.result = 0, None, None, None
 
     def __call__(self, index):
@@ -81,13 +82,7 @@ class CapturedStep(Step):
             self.taken += 1
             return self._on_side_stream(index)
         if self.graph is None:
-            try:
-                self._capture(index)
-            except RuntimeError as error:
-                print(f"no CUDA graph: {error}; going on with eager steps, which are slower")
-                self.graph = False
-        if self.graph is False:
-            return super().__call__(index)
+            self._capture(index)
         self.index.copy_(index)
         self.graph.replay()
         return tuple(value.clone() for value in self.result)  # the next replay overwrites them
@@ -105,17 +100,20 @@ class CapturedStep(Step):
         # gradients made while capturing lie in the graph's own memory, and every replay writes them anew
         self.optimizer.zero_grad(set_to_none=True)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.result = super().__call__(self.index)
+        try:
+            with torch.cuda.graph(graph):
+                self.result = super().__call__(self.index)
+        except RuntimeError as error:  # no way back from here: a broken capture spoils the card's random state
+            raise RuntimeError(f"cuda_graph: the step cannot be captured here ({error}); set cuda_graph=False and "
+                               "start the process afresh") from error
         self.graph = graph
 
 
 def make_step(model, train, optimizer, config, precision):
-    """The fastest step there is here: captured on CUDA, eager elsewhere.
-
-    Loss scaling (fp16) decides step by step, on the host, whether to update: no graph can hold that.
-    """
-    captured = train.images.is_cuda and precision != "fp16"
+    """The training step that `config` asks for: captured where it says cuda_graph and there is CUDA, else eager."""
+    captured = config.cuda_graph and train.images.is_cuda
+    if captured and precision == "fp16":
+        raise ValueError("cuda_graph: True with precision fp16, whose loss scaling is not captured; set it to False")
     return (CapturedStep if captured else Step)(model, train, optimizer, config, precision)
 
 
@@ -124,11 +122,19 @@ def make_optimizer(model, config):
     rates = {model.classifier: config.learning_rate}
     if model.localization is not None:
         rates[model.localization] = config.learning_rate * config.localization_lr_scale
-    cuda = model.mean.is_cuda  # there the step is captured, and the rate must be a tensor to change between replays
-    groups = [dict(params=list(part.parameters()), lr=torch.tensor(rate, device=model.mean.device) if cuda else rate,
-                   initial_lr=rate) for part, rate in rates.items()]
+    groups = [dict(params=list(part.parameters()), lr=rate, initial_lr=rate) for part, rate in rates.items()]
+    captured = config.cuda_graph and model.mean.is_cuda
+    # fused is faster on the CPU, and can be captured; not with fp16: where the first step overflows, as loss scaling
+    # lets it, fused SGD would take its momentum from memory that nobody has written to
+    fused = captured or (not model.mean.is_cuda and config.precision != "fp16")
     return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0,
-                           weight_decay=config.weight_decay, fused=True)
+                           weight_decay=config.weight_decay, fused=fused or None)
+
+
+def rates_as_tensors(optimizer, device):
+    """Make each group's learning rate a tensor: a captured graph can read a new value there, and of a float never."""
+    for group in optimizer.param_groups:
+        group["lr"] = torch.as_tensor(float(group["lr"]), device=device)
 
 
 def transformer_loss(grid, pose, config):
@@ -147,7 +153,8 @@ def transformer_loss(grid, pose, config):
     if config.identity_weight:
         loss += config.identity_weight * (grid - still).square().sum(-1).mean()
     if config.scale_weight:
-        log_scale = 0.5 * (transforms.spread(grid) / transforms.spread(still)).log()
+        area = transforms.spread(grid) / transforms.spread(still)
+        log_scale = 0.5 * area.clamp_min(1e-6).log()  # finite even where the grid has collapsed to a point
         loss += config.scale_weight * F.relu(log_scale.abs() - math.log(config.max_scale)).square().mean()
     if config.pose_weight:
         undone = transforms.apply(pose, grid)  # applied(answered(p)): p itself, where all is undone
@@ -176,7 +183,7 @@ def choose_precision(model, images, config):
     seconds = {precision: [] for precision in ("fp32", narrow)}
     was_training = model.training
     model.eval()  # no dropout: the random state stays as it is
-    for _ in range(7):
+    for _ in range(12):
         for precision in seconds:
             started = time.perf_counter()
             with autocast(images.device, precision):
@@ -187,5 +194,6 @@ def choose_precision(model, images, config):
                 torch.cuda.synchronize()
             seconds[precision].append(time.perf_counter() - started)
     model.train(was_training)
-    fp32, other = (statistics.median(times[2:]) for times in seconds.values())  # the first two are warm-up
+    # the least time, not the median: what else the machine does must not decide. The first two are warm-up
+    fp32, other = (min(times[2:]) for times in seconds.values())
     return narrow if other < 0.9 * fp32 else "fp32"

@@ -95,8 +95,10 @@ class STNClassifier(nn.Module):
     def _unaligned(self, images):
         """The control without a transformer: the identity, and no resampling where none is needed."""
         theta = self.family.theta(self.identity.expand(len(images), -1))
+        if self.output_size == images.shape[-1]:
+            return Alignment(images, theta, self.family.grid_of(theta, self.output_size))
         warped, grid = self._warp(images, theta)
-        return Alignment(images if self.output_size == images.shape[-1] else warped, theta, grid)
+        return Alignment(warped, theta, grid)
 
 
 def check_images(images, config):

@@ -15,7 +15,7 @@ import torchvision
 
 from . import diagnostics
 from .config import PRESETS, Config
-from .data import Data, load_data
+from .data import Data, distorted, load_data
 from .stn import STNClassifier, build_model
 from .training import evaluate, fit
 
@@ -36,7 +36,8 @@ def run(config: Config, checkpoint_dir=None) -> tuple[STNClassifier, Data, dict]
 
 def record(config: Config, data: Data, model: STNClassifier, history: list[dict]) -> dict:
     """All that is worth keeping of a run, as plain values: config, machine, versions, history, final metrics."""
-    test, train = evaluate(model, data.test), evaluate(model, data.train)
+    train_split = data.train if config.distortion is None else distorted(data.train, config)
+    test, train = evaluate(model, data.test), evaluate(model, train_split)
     seen = diagnostics.survey(model, data.test.images)
     result = dict(
         config=config.to_dict(),
@@ -44,6 +45,7 @@ def record(config: Config, data: Data, model: STNClassifier, history: list[dict]
         parameters=sum(p.numel() for p in model.parameters()),
         finished=len(history) == config.epochs,
         epochs_done=len(history),
+        precision=history[-1]["precision"] if history else None,
         training_seconds=sum(row["seconds"] for row in history),
         test=dict(accuracy=test.accuracy, loss=test.loss, images=len(data.test), confusion=test.confusion.tolist()),
         train=dict(accuracy=train.accuracy, loss=train.loss, images=len(data.train)),  # dropout off
@@ -65,7 +67,7 @@ def machine(config: Config) -> str:
     if config.torch_device().type == "cuda":
         return torch.cuda.get_device_name()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores} CPU cores, {_processor_name()}"
+    return f"{cores} CPU core{'s' if cores > 1 else ''}, {_processor_name()}"
 
 
 def _processor_name() -> str:
@@ -167,9 +169,9 @@ def colab_link(notebook: Path = NOTEBOOK) -> str:
     if address is None or ref is None:
         raise ValueError(f"notebook: {notebook} has no cell tagged 'parameters' that sets REPO_URL and REF")
     if not address[1]:
-        return ("The repository's address is not set yet: put it into `REPO_URL` in the notebook's first cell, run\n"
-                "`python -m stn_cifar report`, and the link appears here. Until then, upload the notebook to Colab and "
-                "fill in\nthe field.")
+        return ("The repository's address is not set yet: put it into `REPO_URL` in the notebook's first code cell,\n"
+                "run `python -m stn_cifar report`, and the link appears here. Without it, a notebook uploaded to Colab "
+                "asks for\nthe address in that same field.")
     page = address[1].replace("https://github.com/", "https://colab.research.google.com/github/")
     return f"[open it in Colab]({page}/blob/{ref[1] or 'main'}/{NOTEBOOK.as_posix()})"
 

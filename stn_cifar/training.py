@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from . import distortions
 from .checkpoints import resume, save_checkpoint
 from .steps import choose_precision, make_optimizer, make_step
 
@@ -42,14 +43,15 @@ def fit(model, data, config, checkpoint_dir=None, on_epoch_end=None):
     training and return the history so far. A loss that is not finite raises NonFiniteLoss.
 
     With `checkpoint_dir`, every epoch's end is kept there, and a run that was broken off goes on from it, to the same
-    result bit for bit on the same device and versions: data order, dropout and distortion depend on
-    (config.seed, epoch) alone. The global random state is restored.
+    result bit for bit on the same CPU and versions (on CUDA: as far as cuDNN repeats itself): data order, dropout and
+    distortion depend on (config.seed, epoch) alone. The global random state is restored.
     """
     device = config.torch_device()
     model, train = model.to(device), data.train.to(device)
     if config.pose_weight and (config.distortion == "elastic" or (config.distortion is None and train.poses is None)):
         raise ValueError(f"pose_weight: {config.pose_weight} needs a pose that is known and a matrix: "
                          "dataset='glyphs', or a distortion other than 'elastic'")
+    _check_fits(data, config)
     torch.set_flush_denormal(True)  # vanishing activations would make CPUs 5 to 50 times slower (pytorch#23862)
     optimizer = make_optimizer(model, config)
     same = dict(dataset=data.name, training_images=len(train))
@@ -57,9 +59,10 @@ def fit(model, data, config, checkpoint_dir=None, on_epoch_end=None):
     history = state["history"] if state else []
     with _out_of_memory_explained(config):
         # a resumed run goes on in its own precision: a new measurement might choose another, and change the result
-        precision = state["precision"] if state else choose_precision(model, train.images[:config.batch_size], config)
+        precision = ((state or {}).get("precision")
+                     or choose_precision(model, train.images[:config.batch_size], config))
     step = make_step(model, train, optimizer, config, precision)
-    if state:
+    if state and state.get("scaler"):
         step.scaler.load_state_dict(state["scaler"])
     print(f"training on {device} in {precision}" + (f", resuming after epoch {len(history)} of {config.epochs}" if state
                                                     else ""))
@@ -93,6 +96,18 @@ def fit(model, data, config, checkpoint_dir=None, on_epoch_end=None):
     finally:
         progress.close()
     return history
+
+
+def _check_fits(data, config):
+    """Raise ValueError, naming the field, unless the model of `config` can take these images and labels."""
+    channels, size = data.train.images.shape[1], data.train.images.shape[-1]
+    if config.distortion is not None:
+        size = distortions.DISTORTIONS[config.distortion].canvas_size(size)
+    for field, needed in (("channels", channels), ("image_size", size)):
+        if getattr(config, field) != needed:
+            raise ValueError(f"{field}: {getattr(config, field)}, but {data.name} has pictures of {needed}; set that")
+    if config.num_classes < len(data.classes):
+        raise ValueError(f"num_classes: {config.num_classes}, but {data.name} has {len(data.classes)} classes")
 
 
 def _save(folder, could_save, *content, **more):

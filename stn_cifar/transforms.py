@@ -11,7 +11,7 @@ Source: Jaderberg et al. 2015, "Spatial Transformer Networks", arXiv 1506.02025,
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -141,7 +141,7 @@ def _tps_grid(theta, height, width):
     return _as_grid(still + displaced, height, width)
 
 
-@lru_cache(maxsize=16)
+@cache  # never dropped: a captured graph reads the same memory for ever
 @torch.inference_mode(False)  # a tensor cached under inference mode could never take part in training
 def _output_points(height, width, dtype, device):
     """Homogeneous centres (x, y, 1) of the output pixels, (H*W, 3)."""
@@ -152,7 +152,7 @@ def _output_points(height, width, dtype, device):
     return torch.stack([x, y, torch.ones_like(x)], dim=-1).reshape(-1, 3).to(device, dtype)
 
 
-@lru_cache(maxsize=16)
+@cache
 @torch.inference_mode(False)
 def control_points(side, dtype=torch.float64, device="cpu"):
     """The side x side control points (x, y) of a thin plate spline on [-1, 1]^2, (side^2, 2), row by row."""
@@ -167,7 +167,7 @@ def _tps_kernel(a, b):
     return torch.xlogy(r2, r2)
 
 
-@lru_cache(maxsize=16)
+@cache
 @torch.inference_mode(False)
 def _tps_weights(side, height, width, dtype, device):
     """Matrix (H*W, K) from control values to values at the output pixels; solved once in float64 (Bookstein 1989).

@@ -1,5 +1,7 @@
 """The training step: what a captured one decides, tested anywhere; that it trains as an eager one, on a GPU."""
 
+import types
+
 import pytest
 import torch
 
@@ -24,31 +26,37 @@ def indices(step, sizes):
 
 @pytest.fixture
 def without_graphs(monkeypatch):
-    """A machine whose graphs cannot be captured, and the sizes of the batches that ran eagerly."""
+    """No side streams, as on a CPU; gives the sizes of the batches that ran eagerly."""
     eager = []
     original = Step.__call__
     monkeypatch.setattr(Step, "__call__", lambda self, index: (eager.append(len(index)), original(self, index))[1])
     monkeypatch.setattr(CapturedStep, "_on_side_stream", lambda self, index: Step.__call__(self, index))
-
-    def fail(self, index):
-        raise RuntimeError("operation not permitted when stream is capturing")
-
-    monkeypatch.setattr(CapturedStep, "_capture", fail)
     return eager
 
 
-def test_where_capturing_fails_every_step_is_eager_and_it_is_told_once(glyph_data, without_graphs, capsys):
+def test_warm_up_and_ragged_batches_train_as_eager_steps_do(glyph_data, without_graphs):
     captured, eager = make(CapturedStep, glyph_data), make(Step, glyph_data)
-    sizes = [16] * 6 + [7]
-    torch.manual_seed(0)  # dropout
-    for index in indices(captured, sizes):
-        captured(index)
-    assert capsys.readouterr().out.count("no CUDA graph: operation not permitted") == 1
-    assert without_graphs == sizes
-    torch.manual_seed(0)
-    for index in indices(eager, sizes):
-        eager(index)
-    assert all(map(torch.equal, weights(captured), weights(eager)))
+    sizes = [16, 7, 16, 16]
+    for step in (captured, eager):
+        torch.manual_seed(0)  # dropout
+        for index in indices(step, sizes):
+            step(index)
+    assert without_graphs == sizes * 2
+    for one, other in zip(weights(captured), weights(eager), strict=True):  # fused, but with a tensor as learning rate
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_learning_rate_is_a_tensor_where_a_graph_will_read_it(glyph_data):
+    """Also after a resume, which brings plain numbers: a graph would never see them change."""
+    step = make(CapturedStep, glyph_data, learning_rate=0.02, localization_lr_scale=0.5)
+    assert [rate["lr"].item() for rate in step.optimizer.param_groups] == pytest.approx([0.02, 0.01])
+
+
+def test_loss_scaling_and_graphs_exclude_each_other(glyph_data):
+    config = Config(cuda_graph=True, dataset="glyphs", device="cpu")
+    train = types.SimpleNamespace(images=types.SimpleNamespace(is_cuda=True))
+    with pytest.raises(ValueError, match=r"^cuda_graph: True with precision fp16"):
+        make_step(None, train, None, config, "fp16")
 
 
 def test_full_batches_are_replayed_after_the_warm_up_and_ragged_ones_never(glyph_data, without_graphs, monkeypatch):
@@ -99,7 +107,7 @@ def test_a_cpu_has_eager_steps(glyph_data):
 @pytest.mark.parametrize("fields", [dict(), dict(momentum=0.9, schedule="linear"), dict(distortion="rts"),
                                     dict(stn=False), dict(transform="tps"), dict(precision="bf16")])
 def test_captured_steps_train_as_eager_ones(glyph_data, fields):
-    steps = [make(kind, glyph_data, device="cuda", **fields) for kind in (Step, CapturedStep)]
+    steps = [make(kind, glyph_data, device="cuda", cuda_graph=True, **fields) for kind in (Step, CapturedStep)]
     losses = []
     for step in steps:
         torch.manual_seed(0)  # dropout

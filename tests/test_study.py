@@ -54,7 +54,7 @@ def fake(accuracy=0.5, train=0.6, seconds=(1.0, 3.0), **fields):
 def test_a_record_holds_all_of_a_run_as_plain_json(run):
     config, _, history, record = run
     assert set(record) == {"config", "dataset", "parameters", "finished", "epochs_done", "training_seconds", "test",
-                           "train", "theta", "history", "machine", "versions", "date", "pose_recovery"}
+                           "train", "theta", "history", "machine", "precision", "versions", "date", "pose_recovery"}
     assert json.loads(json.dumps(record, allow_nan=False)) == record
     assert Config(**record["config"]) == config and record["history"] == history
     assert record["dataset"] == "glyphs" and record["parameters"] == 39_884
