@@ -43,12 +43,12 @@ class STNClassifier(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def forward(self, images):
-        """Logits (B, num_classes) of `images`."""
+        """Logits (B, num_classes) of `images` (B, C, S, S), uint8 or float in [0, 1]; ValueError for others."""
         check_images(images, self.config)
         return self.classifier(self.align(self.normalize(images)).warped)
 
     def transform(self, images):
-        """What the classifier sees of `images`: (warped images in [0, 1], theta), by the path `forward` takes.
+        """What the classifier sees of `images`: (warped images (B, C, S', S') in [0, 1], theta), as `forward` does it.
 
         Pixels outside the picture are the mean colour under padding_mode="zeros": zero, after normalization.
         """
@@ -87,10 +87,8 @@ class STNClassifier(nn.Module):
 
     def _warp(self, images, theta):
         config = self.config
-        with torch.autocast(theta.device.type, enabled=False):
-            grid = self.family.grid_of(theta, config.supersample * self.output_size)
-            warped = sample(images, grid, config.padding_mode, config.interpolation, config.supersample)
-        return warped, grid
+        grid = self.family.grid_of(theta, config.supersample * self.output_size)
+        return sample(images, grid, config.padding_mode, config.interpolation, config.supersample), grid
 
     def _unaligned(self, images):
         """The control without a transformer: the identity, and no resampling where none is needed."""

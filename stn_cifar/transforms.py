@@ -46,9 +46,10 @@ class Family:
         return self.grid_of(self.theta(params), size)
 
     def grid_of(self, theta, size):
-        """Sampling grid (B, H, W, 2) of `theta`."""
+        """Sampling grid (B, H, W, 2) of `theta` (as `theta` gives it), in its precision, even under autocast."""
         height, width = (size, size) if isinstance(size, int) else size
-        return self.to_grid(theta, height, width)
+        with torch.autocast(theta.device.type, enabled=False):  # bf16 coordinates would be off by up to 1/16 pixel
+            return self.to_grid(theta, height, width)
 
 
 # ---- parameters -> theta ----------------------------------------------------------------------------------------
