@@ -183,7 +183,7 @@ def choose_precision(model, images, config):
     seconds = {precision: [] for precision in ("fp32", narrow)}
     was_training = model.training
     model.eval()  # no dropout: the random state stays as it is
-    for _ in range(12):
+    for _ in range(24):
         for precision in seconds:
             started = time.perf_counter()
             with autocast(images.device, precision):
