@@ -154,7 +154,7 @@ PRESETS = {
     # The PyTorch STN tutorial carried to CIFAR-10, kernels, strides and recipe kept (40 thousand parameters).
     "tutorial": dict(model="tutorial", transform="affine", learning_rate=0.01, localization_lr_scale=1.0,
                      batch_size=64, epochs=50, val_size=0),
-    # The same networks where a transformer can be seen at work: from the class labels alone it learns to put glyphs
+    # The same networks where a transformer can be seen at work: without being told the pose it learns to put glyphs
     # upright. What did it: a plain, slow recipe (with momentum 0.9 the transformer ran off the picture in 10 epochs), a
     # schedule (without it one seed of two ended on a bad step, at 93 % instead of 99.9 %), and a little pull to the
     # identity (without it "upright" drifts: one seed turned all glyphs by a further 10 degrees).
