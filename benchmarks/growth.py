@@ -4,7 +4,7 @@ import statistics
 
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from stn_cifar.plots import BLUE, GREY, ORANGE, _figure
+from stn_cifar.drawing import BLUE, GREY, ORANGE, page
 
 from .children import started, take_turns
 from .loops import rates, spread
@@ -40,7 +40,7 @@ def table(points, settings):
 
 def figure(points, title):
     """Speed over batch size, memory over batch size, speed over image size."""
-    fig = _figure(3.1, title, "Large batches should cost no speed, and memory no more than in proportion (dotted).")
+    fig = page(3.1, title, "Large batches should cost no speed, and memory no more than in proportion (dotted).")
     batches = [p for p in points if p["image_size"] == 32]
     sizes = sorted((p for p in points if p["batch_size"] == points[-1]["batch_size"]), key=lambda p: p["image_size"])
     axes = fig.subplots(1, 3)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torchvision
 
-from stn_cifar import Config, study
+from stn_cifar import Config, report, study
 
 from . import antialias, arms, families, growth, loops, measures
 
@@ -76,7 +76,7 @@ def run(names, results, images, quick=False, device="auto"):
             date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"))
         keep(path, machine, name, result)
         for table in result["tables"]:
-            print("\n" + study.bench_table(table) + "\n", flush=True)
+            print("\n" + report.bench_table(table) + "\n", flush=True)
     settings.say(f"done: {path}")
     return path
 

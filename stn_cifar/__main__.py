@@ -7,10 +7,12 @@ import types
 import typing
 from pathlib import Path
 
-from . import diagnostics, plots, study
+from . import diagnostics, plots, single_file, studies, study
 from .checkpoints import CheckpointError
 from .config import PRESETS, Config
 from .data import DataError, load_data
+from .film import Film
+from .report import NOTEBOOK, write_report
 from .training import NonFiniteLoss
 
 EXAMPLES = """examples:
@@ -20,6 +22,8 @@ EXAMPLES = """examples:
   python -m stn_cifar train --no-stn                         the control: the same classifier alone
   python -m stn_cifar train --dataset glyphs                 no network needed: drawn glyphs in random poses
   python -m stn_cifar figures                                draw the transformer families
+  python -m stn_cifar study ladder                           many runs: what each ingredient of a preset brings
+  python -m stn_cifar notebook stn_alone.ipynb               the notebook as one file that needs nothing else
   python -m stn_cifar bench                                  measure speed: about ten minutes on two cores
   python -m stn_cifar report                                 bring README's tables and links up to date
 """
@@ -43,31 +47,51 @@ def train(preset: str, results: Path, images: Path, checkpoint_dir: Path | None,
     config = Config.preset(preset, **overrides)
     for folder in (results, images):  # before hours of training, not after
         _check_writable(folder)
-    model, data, record = study.run(config, checkpoint_dir)
+    films = []
+
+    def watch(model, data):
+        films.append(Film(model, data))
+        return films[0]
+
+    model, data, record = study.run(config, checkpoint_dir, watch)
     path = study.save(record, results)
+    film, = films
     title = plots.title_of(config, data, record["epochs_done"])
-    stem = path.stem
     figures = {
         "strip": plots.strip(model, data, title),
         "pairs": plots.pairs(model, data, title),
+        "where": plots.where(model, data, title),
         "curves": plots.curves(record["history"], title, record["test"]["accuracy"]),
         "theta": plots.theta_histograms(diagnostics.survey(model, data.test.images), title),
+        "bands": plots.theta_bands(film.epochs, film.bands, title),
+        "means": plots.class_means(model, data, title),
+        "confusion": plots.confusion(record["test"]["confusion"], data.classes, title),
+        "mistakes": plots.mistakes(model, data, title),
+        "robustness": plots.robustness({"this model": diagnostics.robustness(model, data.test[:1000])}, title),
     }
     for name, figure in figures.items():
-        figure.savefig(images / f"{stem}-{name}.png")
+        figure.savefig(images / f"{path.stem}-{name}.png")
+    film.gif(images / f"{path.stem}-film.gif")
     print(f"test accuracy {record['test']['accuracy']:.1%} on {len(data.test):,} images of {data.name}; "
           f"train {record['train']['accuracy']:.1%} (dropout off); {record['parameters']:,} parameters; "
           f"{record['training_seconds']:.0f} s on {record['machine']}")
-    print(f"record: {path}; figures: {images / stem}-{{{','.join(figures)}}}.png")
+    print(f"record: {path}; figures: {images / path.stem}-{{{','.join(figures)}}}.png and -film.gif")
 
 
 def figures(images: Path, dataset: str) -> None:
     """Draw the figures that need no training."""
     _check_writable(images)
     data = load_data(Config(dataset=dataset))
-    path = images / "transform_families.png"
-    plots.families(data.test.images[FAMILIES_PICTURE]).savefig(path)
-    print(f"figure: {path}")
+    for name, figure in (("transform_families", plots.families), ("stn_diagram", plots.diagram)):
+        figure(data.test.images[FAMILIES_PICTURE]).savefig(images / f"{name}.png")
+        print(f"figure: {images / name}.png")
+
+
+def notebook(out: Path) -> None:
+    """Write a copy of the notebook that carries the package: one file for Colab, or to mail to a class."""
+    single_file.write(out)
+    print(f"{out}: {out.stat().st_size / 1e3:,.0f} kB; needs nothing beside it but Python with torch, torchvision, "
+          "matplotlib and tqdm")
 
 
 def bench(names: list[str], quick: bool, results: Path | None, images: Path | None, device: str) -> None:
@@ -85,9 +109,15 @@ def bench(names: list[str], quick: bool, results: Path | None, images: Path | No
     run.run(BENCHMARKS if "all" in names else names, results, images, quick, device)
 
 
+def run_study(name: str, shard: str, results: Path, **overrides) -> None:
+    """Run what is missing of a study: arms x seeds, one record each; the table goes to README by `report`."""
+    _check_writable(results)
+    studies.run_study(name, results, shard, **{key: value for key, value in overrides.items() if value is not None})
+
+
 def report(readme: Path, results: Path, notebook: Path) -> None:
     """Bring README up to date: the tables from `results`, and the Colab link from the notebook's REPO_URL."""
-    study.write_report(readme, results, notebook)
+    write_report(readme, results, notebook)
     print(f"{readme}: tables and Colab link written")
 
 
@@ -122,6 +152,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.set_defaults(command=figures)
     sub.add_argument("--images", type=Path, default=Path("images"), help="folder for the figures (default: images)")
     sub.add_argument("--dataset", default="auto", help="whose pictures to draw (default: auto)")
+    sub = commands.add_parser("notebook", help="write the notebook as one self-contained file",
+                              description=notebook.__doc__)
+    sub.set_defaults(command=notebook)
+    sub.add_argument("out", type=Path, help="the file to write, such as stn_alone.ipynb")
     sub = commands.add_parser("bench", help="measure speed", description=bench.__doc__)
     sub.set_defaults(command=bench)
     sub.add_argument("names", nargs="*", choices=(*BENCHMARKS, "all"), default="all", metavar="benchmark",
@@ -130,11 +164,20 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--results", type=Path, help="folder for the record (default: results; quick: build)")
     sub.add_argument("--images", type=Path, help="folder for the figure (default: images; quick: build)")
     sub.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where (default: auto)")
+    sub = commands.add_parser("study", help="run many experiments that answer one question",
+                              description=run_study.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                              epilog="\n".join(f"{name}: {this.question}" for name, this in studies.STUDIES.items()))
+    sub.set_defaults(command=run_study)
+    sub.add_argument("name", help=f"which: {', '.join(studies.STUDIES)}")
+    sub.add_argument("--shard", default="1/1", help="k/n: every n-th run, from the k-th on (default: 1/1, all)")
+    sub.add_argument("--results", type=Path, default=study.RESULTS, help="folder for the records (default: results)")
+    sub.add_argument("--epochs", type=int, help="other than the study's")
+    sub.add_argument("--device", help="where (default: auto)")
     sub = commands.add_parser("report", help="bring README up to date", description=report.__doc__)
     sub.set_defaults(command=report)
     sub.add_argument("--readme", type=Path, default=Path("README.md"), help="the file to write into")
     sub.add_argument("--results", type=Path, default=study.RESULTS, help="folder of records (default: results)")
-    sub.add_argument("--notebook", type=Path, default=study.NOTEBOOK, help="the notebook whose REPO_URL is the address")
+    sub.add_argument("--notebook", type=Path, default=NOTEBOOK, help="the notebook whose REPO_URL is the address")
     return parser
 
 

@@ -143,9 +143,10 @@ def resume(folder: Path, model, optimizer, config: Config, **same) -> dict | Non
     if differ:
         raise ValueError(f"checkpoint_dir: {folder} holds another run; name another folder, or go back to its "
                          "values\n  " + "\n  ".join(differ))
-    if config.schedule != "constant" and saved.get("epochs") != config.epochs:
+    if (config.schedule != "constant" or config.warmup) and saved.get("epochs") != config.epochs:
         raise ValueError(f"epochs: {config.epochs}, but {folder} holds a run planned for {saved.get('epochs')}, and "
-                         f"schedule={config.schedule!r} set its learning rates by that; name another checkpoint_dir")
+                         f"schedule={config.schedule!r} with warmup={config.warmup} set its learning rates by that; "
+                         "name another checkpoint_dir")
     if len(state["history"]) > config.epochs:
         raise ValueError(f"epochs: {config.epochs}, but {folder} stands after {len(state['history'])} already; "
                          "name another checkpoint_dir to train for fewer")

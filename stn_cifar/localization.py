@@ -9,8 +9,7 @@ from .classifier import feature_size
 class TutorialLocalization(nn.Module):
     """The PyTorch tutorial's localization network: two convolutions, two fully connected layers.
 
-    (B, C, S, S) -> (B, num_params). A fresh network answers `identity` (num_params,) for every image: its last
-    layer has zero weights and `identity` as its bias.
+    (B, C, S, S) -> (B, num_params). A fresh network answers `identity` (num_params,) for every image.
     """
 
     def __init__(self, channels, size, identity):
@@ -29,10 +28,38 @@ class TutorialLocalization(nn.Module):
             nn.ReLU(),
             nn.Linear(32, len(identity)),
         )
-        last = self.regressor[-1]
-        nn.init.zeros_(last.weight)
-        with torch.no_grad():
-            last.bias.copy_(identity)
+        start_at(self.regressor[-1], identity)
 
     def forward(self, images):
         return self.regressor(self.features(images))
+
+
+class CompactLocalization(nn.Module):
+    """Two convolutions on the picture at half its size, one fully connected layer: (B, C, S, S) -> (B, num_params).
+
+    A fresh network answers `identity` (num_params,) for every image. Without normalization: its statistics lag behind
+    the weights, and a transformer that answers otherwise in evaluation than in training misleads its classifier.
+    """
+
+    def __init__(self, channels, size, identity):
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.AvgPool2d(2),
+            nn.Conv2d(channels, 12, kernel_size=5, stride=2, padding=2),
+            nn.ReLU(),
+            nn.Conv2d(12, 16, kernel_size=3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+        )
+        self.regressor = nn.Linear(feature_size(self.features, channels, size), len(identity))  # 16 maps of 4 x 4
+        start_at(self.regressor, identity)
+
+    def forward(self, images):
+        return self.regressor(self.features(images))
+
+
+def start_at(layer, identity):
+    """Let a fresh last layer answer `identity` (num_params,) whatever comes in: zero weights, and that as its bias."""
+    nn.init.zeros_(layer.weight)
+    with torch.no_grad():
+        layer.bias.copy_(identity)

@@ -1,46 +1,44 @@
 """Figures: each function returns a matplotlib Figure, readable at 800 pixels width and without colour vision.
 
-Titles say data set, preset, epoch and what to look for; images are drawn in their true colours.
+Titles say data set, preset, epoch and what to look for; images are drawn in their true colours. Those made of pictures
+are in pictures.py and diagrams.py, and to be had from here like the rest.
 """
+
+from itertools import cycle
 
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator, MultipleLocator, PercentFormatter
 from torch import Tensor
 
-from . import diagnostics, transforms
+from . import diagnostics
 from .config import Config
-from .data import Data, Split
-from .sampler import sample
+from .data import Data
+from .diagrams import diagram, families
+from .distortions import LOG_UNIFORM, UPRIGHT
+from .drawing import BLUE, GREEN, GREY, ORANGE, RED, page, short
+from .pictures import class_means, first_of_each_class, mistakes, one, pairs, samples, strip, where
 
-# Okabe and Ito's colours, told apart with any colour vision
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#555555"
+__all__ = ["BLUE", "GREEN", "GREY", "ORANGE", "RED", "class_means", "compare", "confusion", "curves", "diagram",
+           "families", "first_of_each_class", "mistakes", "one", "pairs", "robustness", "samples", "strip",
+           "theta_bands", "theta_histograms", "title_of", "where"]
+
 TUTORIAL_TEST = 0.57  # the original experiment this project began with
-WIDTH = 8  # inches, at 100 dots per inch
-
-
-def _figure(height: float, title: str, look_for: str, **layout) -> Figure:
-    """A Figure apart from pyplot's state (so a notebook draws it once), its title above what to look for."""
-    fig = Figure(figsize=(WIDTH, height), dpi=100, layout="constrained")
-    fig.text(0.01, 1 - 0.15 / height, title, fontsize=12, fontweight="bold", va="center")
-    fig.text(0.01, 1 - 0.42 / height, look_for, fontsize=9.5, color=GREY, va="center")
-    fig.get_layout_engine().set(rect=(0, 0, 1, 1 - 0.62 / height), **layout)  # the rest is the picture's
-    return fig
-
-
-def _show(ax, image: Tensor) -> None:
-    """One image (C, H, W), uint8 or float in [0, 1], without axes."""
-    pixels = image.detach().cpu().permute(1, 2, 0)
-    pixels = pixels if pixels.dtype == torch.uint8 else pixels.clamp(0, 1)
-    ax.imshow(pixels.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255 if pixels.dtype == torch.uint8 else 1)
-    ax.set(xticks=[], yticks=[])
-    ax.spines[:].set_visible(False)
-
-
-def first_of_each_class(split: Split, num_classes: int, count: int) -> Tensor:
-    """Indices (num_classes, count) of the first `count` images of each class: the same images every time."""
-    labels = split.labels.cpu()
-    return torch.stack([(labels == c).nonzero()[:count, 0] for c in range(num_classes)])
+# quantity -> title, unit, its value for the identity, a range always shown: so rounding errors do not look like news
+QUANTITIES = dict(
+    rotation=("rotation", "degrees", 0, (-2, 2)),
+    scale=("scale", "above 1: zoomed out", 1, (0.95, 1.05)),
+    shear=("shear", "", 0, (-0.05, 0.05)),
+    shift_x=("shift x", "half-widths", 0, (-0.05, 0.05)),
+    shift_y=("shift y", "half-widths", 0, (-0.05, 0.05)),
+    outside=("outside the picture", "share of samples", 0, (0, 0.05)),
+)
+DISTORTED = dict(angle="rotation, degrees", shift_x="shift to the side, half-widths", scale="scale (2: half as large)")
+# told apart by line and marker too
+STYLES = [dict(color=BLUE, marker="o"), dict(color=RED, marker="s", linestyle="--"),
+          dict(color=GREEN, marker="^", linestyle="-."), dict(color=ORANGE, marker="D", linestyle=":"),
+          dict(color=GREY, marker="v", linestyle=(0, (6, 1, 1, 1)))]
 
 
 def title_of(config: Config, data: Data, epoch: int | None = None) -> str:
@@ -49,81 +47,10 @@ def title_of(config: Config, data: Data, epoch: int | None = None) -> str:
     return f"{data.name} · {config.name} ({kind})" + ("" if epoch is None else f" · epoch {epoch}")
 
 
-def samples(data: Data, count: int = 10) -> Figure:
-    """The first `count` training images of each class, one row a class."""
-    rows = first_of_each_class(data.train, len(data.classes), count)
-    size = data.train.images.shape[-1]
-    look_for = f"{len(data.classes)} classes; each picture is {size} x {size} pixels."
-    fig = _figure(8.6, f"{data.name}: training images", look_for, w_pad=0.01, h_pad=0.01)
-    axes = fig.subplots(*rows.shape, squeeze=False)
-    for name, row, indices in zip(data.classes, axes, rows, strict=True):
-        for ax, index in zip(row, indices, strict=True):
-            _show(ax, data.train.images[index])
-        row[0].set_ylabel(f" {name} ", rotation=0, ha="right", va="center", fontsize=9)
-    return fig
-
-
-@torch.no_grad()
-def _seen_and_guessed(model, images: Tensor) -> tuple[Tensor, Tensor]:
-    """(What the classifier sees of `images`, the classes it predicts), dropout off; the training mode is restored."""
-    was_training = model.training
-    model.eval()
-    warped, _ = model.transform(images)
-    predicted = model(images).argmax(1).cpu()
-    model.train(was_training)
-    return warped, predicted
-
-
-def _mark(ax, name: str, good: bool) -> None:
-    """A guess above its picture: right and wrong told apart by sign and weight, not by colour alone."""
-    ax.set_title(f"{'✓' if good else '✗'} {name}", fontsize=8, pad=2, color=BLUE if good else RED,
-                 fontweight="normal" if good else "bold")
-
-
-def strip(model, data: Data, title: str, look_for: str = "") -> Figure:
-    """One fixed test image of each class, in two rows: as it is, and as the classifier sees it, with its guess."""
-    images = data.test.images[first_of_each_class(data.test, len(data.classes), 2)[:, 1]]
-    warped, predicted = _seen_and_guessed(model, images)
-    look_for = look_for or "Above: the test image. Below: what the classifier sees of it, and its guess."
-    fig = _figure(2.75, title, look_for, w_pad=0.02, h_pad=0.01)
-    axes = fig.subplots(2, len(images))
-    for k, name in enumerate(data.classes):
-        _show(axes[0, k], images[k])
-        _show(axes[1, k], warped[k])
-        axes[0, k].set_title(name, fontsize=8, pad=2)
-        _mark(axes[1, k], data.classes[predicted[k]], predicted[k] == k)
-    return fig
-
-
-def pairs(model, data: Data, title: str, look_for: str = "", count: int = 4) -> Figure:
-    """Fixed test images, one row a class: each original beside what the classifier sees of it.
-
-    Above each transformed image stands the predicted class, with a check mark where it is right and a cross,
-    the true class being the row's, where it is wrong.
-    """
-    rows = first_of_each_class(data.test, len(data.classes), count)
-    images = data.test.images[rows.flatten()]
-    warped, predicted = _seen_and_guessed(model, images)
-    look_for = look_for or "Left of each pair: the test image; right: what the classifier sees, and its guess."
-    fig = _figure(10.8, title, look_for, w_pad=0.005, h_pad=0.005)
-    widths = ([1, 1, 0.2] * count)[:-1]  # a little air between the pairs
-    axes = fig.subplots(len(rows), len(widths), squeeze=False, width_ratios=widths)
-    for ax in axes[:, 2::3].flat:
-        ax.set_visible(False)
-    for k, (before, after) in enumerate(zip(images, warped, strict=True)):
-        row, column = divmod(k, count)
-        left, right = axes[row, 3 * column], axes[row, 3 * column + 1]
-        _show(left, before)
-        _show(right, after)
-        _mark(right, data.classes[predicted[k]], predicted[k] == row)
-    for name, row in zip(data.classes, axes, strict=True):
-        row[0].set_ylabel(f" {name} ", rotation=0, ha="right", va="center", fontsize=9)
-    return fig
-
-
 def curves(history: list[dict], title: str, test_accuracy: float | None = None) -> Figure:
     """Loss and accuracy over the epochs; the original experiment's test accuracy as a line for comparison."""
-    fig = _figure(3.9, title, "Training is measured as the batches came, with dropout on: so it lies below the test.")
+    fig = page(3.9, title, "Training is measured as the batches came, with dropout and the like on: it may lie below "
+               "the test.")
     loss, accuracy = fig.subplots(1, 2)
     epochs = [row["epoch"] for row in history]
     for name, style in (("train", dict(color=BLUE)), ("val", dict(color=ORANGE, linestyle="--"))):
@@ -138,83 +65,153 @@ def curves(history: list[dict], title: str, test_accuracy: float | None = None) 
         accuracy.axhline(TUTORIAL_TEST, color=GREY, linestyle=":",
                          label=f"original experiment, test: {TUTORIAL_TEST:.0%}")
     loss.set(xlabel="epoch", ylabel="cross-entropy, nats")
-    accuracy.set(xlabel="epoch", ylabel="accuracy")
+    accuracy.set(xlabel="epoch", ylabel="accuracy", ylim=(0, None))
     accuracy.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     if accuracy.get_legend_handles_labels()[0]:
         accuracy.legend(fontsize=8.5, loc="lower right")
     for ax in (loss, accuracy):
         ax.set_xlim(0.5, max(epochs, default=1) + 0.5)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        ax.grid(alpha=0.3)
-        ax.spines[["top", "right"]].set_visible(False)
+        _tidy(ax)
     return fig
 
 
+def _tidy(ax) -> None:
+    ax.grid(alpha=0.3)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
 def theta_histograms(seen: diagnostics.Survey, title: str) -> Figure:
-    """How the transformer's answers are spread over the images: rotation, scale, shear, shifts."""
+    """How the transformer's answers are spread over the images: rotation, scale, shear, shifts; and the verdict."""
     columns = diagnostics.readable(seen.theta)
-    units = dict(rotation="degrees", scale="above 1: zoomed out", shear="", shift_x="half-widths",
-                 shift_y="half-widths")
-    fig = _figure(3.0, title, "Dashed: the identity. One narrow spike: every image gets the same treatment.")
+    verdict = diagnostics.verdict(seen) or ["alive and well-behaved: no sign of collapse."]
+    fig = page(3.0, title, "Dashed: the identity. One narrow spike: every image gets the same treatment.",
+               below=["Verdict: " + verdict[0], *verdict[1:]])
     for ax, (name, values) in zip(fig.subplots(1, len(columns)), columns.items(), strict=True):
-        ax.hist(values.double().numpy(), bins=40, color=BLUE)  # float32 fails on a narrow spike: too many bins
-        ax.axvline(1 if name == "scale" else 0, color=GREY, linestyle="--", linewidth=1)
-        ax.set_title(name.replace("_", " "), fontsize=10)
-        ax.set_xlabel(units[name], fontsize=8)
+        word, unit, still, (low, high) = QUANTITIES[name]
+        values = values.double().numpy()  # float32 fails on a narrow spike: too many bins
+        ax.hist(values, bins=40, range=(min(values.min(), low), max(values.max(), high)), color=BLUE)
+        ax.axvline(still, color=GREY, linestyle="--", linewidth=1)
+        ax.set_title(word, fontsize=10)
+        ax.set_xlabel(unit, fontsize=8)
         ax.set_yticks([])
         ax.tick_params(labelsize=8)
         ax.spines[["top", "right", "left"]].set_visible(False)
     return fig
 
 
-def _example(name: str) -> Tensor:
-    """Parameters (1, num_params) that show what a family can do."""
-    if name == "tps":  # pulls the picture's middle into a swirl, and leaves its corners alone
-        points = transforms.control_points(transforms.TPS_POINTS).float()
-        inner = (points.abs().amax(dim=1, keepdim=True) < 0.5).float()
-        swirl = torch.stack([-points[:, 1], points[:, 0]], dim=1)
-        edges = 0.12 * torch.stack([(3 * points[:, 1]).sin(), (3 * points[:, 0]).sin()], dim=1)
-        return (0.9 * inner * swirl + (1 - inner) * edges).reshape(1, -1)
-    return torch.tensor([{
-        "translation": (0.3, 0.2),
-        "rotation": (0.5,),
-        "attention": (-0.5, 0.2, -0.2),
-        "similarity": (0.5, -0.3, 0.1, 0.0),
-        "affine": (0.9, 0.4, 0.0, -0.1, 0.8, 0.1),
-        "projective": (0.9, 0.15, 0.0, 0.1, 0.9, 0.0, 0.6, -0.5),
-    }[name]])
+def theta_bands(epochs: list[int], bands: list[dict[str, list[float]]], title: str) -> Figure:
+    """What the transformer does, epoch by epoch: `bands` holds what `diagnostics.quantiles` gave for each of `epochs`.
 
-
-def families(image: Tensor, lines: int = 7) -> Figure:
-    """One picture (C, S, S), uint8, under an example of each transformer family, with the grid that was sampled.
-
-    Above: the input, and on it the lines x = const and y = const of the output: where the sampler looks.
-    Below: what comes out, where those lines are straight again.
+    Epoch 0 is the untrained model. The line is the median, the dark band holds half of the images, the light one 90 %.
     """
-    fig = _figure(2.95, "The transformer families", "Above: the input, and the grid at which it is read. "
-                  "Below: the output, where that grid is straight again.", w_pad=0.02, h_pad=0.02)
-    axes = fig.subplots(2, len(transforms.FAMILIES))
-    size = image.shape[-1]
-    for (above, below), family in zip(axes.T, transforms.FAMILIES.values(), strict=True):
-        theta = family.theta(_example(family.name))
-        warped = sample(image[None] / 255, family.grid_of(theta, size))[0]
-        _show(above, image)
-        _show(below, warped)
-        grid = family.grid_of(theta, 96)
-        _draw_grid(above, grid[0], size, lines)
-        _draw_grid(below, transforms.identity_grid(grid)[0], size, lines)
-        above.set_title(family.name, fontsize=10, pad=3)
-        below.set_xlabel(f"{family.num_params} parameter{'s' if family.num_params > 1 else ''}", fontsize=8)
+    fig = page(4.6, title, "Line: median; dark: half of the images; light: 90 %; dashed: the identity. "
+               "Watch for a drift that does not stop.")
+    if len(epochs) == 1:  # a band needs two points
+        epochs, bands = [epochs[0] - 0.3, epochs[0] + 0.3], bands * 2
+    for ax, (name, (word, unit, still, shown)) in zip(fig.subplots(2, 3).flat, QUANTITIES.items(), strict=True):
+        ax.set_title(word, fontsize=10)
+        ax.set_ylabel(unit, fontsize=8)
+        ax.axhline(still, color=GREY, linestyle="--", linewidth=1)
+        if epochs:
+            lowest, low, middle, high, highest = zip(*(band[name] for band in bands), strict=True)
+            ax.fill_between(epochs, lowest, highest, color=BLUE, alpha=0.2, linewidth=0)
+            ax.fill_between(epochs, low, high, color=BLUE, alpha=0.4, linewidth=0)
+            ax.plot(epochs, middle, color=BLUE)
+            ax.set_ylim(min(*lowest, shown[0]), max(*highest, shown[1]))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        ax.tick_params(labelsize=8)
+        _tidy(ax)
+    fig.supxlabel("epoch (0: untrained)", fontsize=9)
     return fig
 
 
-def _draw_grid(ax, grid: Tensor, size: int, lines: int) -> None:
-    """A sampling grid (H, W, 2) as `lines` bent lines each way on a picture of `size` pixels; its frame is thick."""
-    pixels = ((grid + 1) * size - 1) / 2  # [-1, 1], edge to edge, to the pixel coordinates that imshow has
-    picks = torch.linspace(0, len(grid) - 1, lines).round().long().tolist()
-    for k in picks:
-        width = 1.8 if k in (picks[0], picks[-1]) else 0.6
-        for line in (pixels[k], pixels[:, k]):
-            ax.plot(*line.T.numpy(), color="white", linewidth=width + 0.7, alpha=0.6)  # seen on any ground
-            ax.plot(*line.T.numpy(), color=RED, linewidth=width)
-    ax.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5))
+def confusion(confusion: Tensor, classes: tuple[str, ...], title: str, percent: bool = True) -> Figure:
+    """Confusion matrix: of each true class (row) the percentage, or the number, of images taken for each (column).
+
+    confusion: counts (classes, classes), as `evaluate` or a record has it; cells without an image are left empty.
+    """
+    counts = torch.as_tensor(confusion)
+    shares = counts / counts.sum(1, keepdim=True).clamp_min(1)
+    wrong = shares.clone().fill_diagonal_(0)
+    true, taken = divmod(wrong.argmax().item(), len(classes))
+    worst = f"Most often mistaken: {short(classes[true], 16)} for {short(classes[taken], 16)}, {wrong.max():.1%}."
+    fig = page(6.9, title, "Rows: truth; columns: guess; framed: right. " + (worst if wrong.any() else "No mistake."))
+    ax = fig.subplots()
+    ax.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
+    for row in range(len(classes)):
+        for column in range(len(classes)):
+            share = shares[row, column].item()
+            if counts[row, column]:
+                ax.text(column, row, f"{100 * share:.0f}" if percent else f"{counts[row, column]:,}", ha="center",
+                        va="center", fontsize=9, color="white" if share > 0.71 else "black")  # 4.5:1 at least
+        ax.add_patch(Rectangle((row - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1.5))
+    ticks = range(len(classes))
+    ax.set_xticks(ticks, [short(name, 16) for name in classes], rotation=40, ha="right", fontsize=9)
+    ax.set_yticks(ticks, [short(name, 16) for name in classes], fontsize=9)
+    ax.set(xlabel="guess", ylabel="truth" + (", percent of the row" if percent else ", number of images"))
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    return fig
+
+
+def robustness(arms: dict[str, dict[str, dict[str, list[float]]]], title: str, chance: float = 0.1) -> Figure:
+    """Accuracy against known distortions, for each arm: name -> what `diagnostics.robustness` gave.
+
+    Thin: each arm's accuracy on undistorted pictures, for reference; they are cut to the same disc, which a model that
+    has seen whole pictures only may pay for with some points.
+    """
+    fig = page(3.7, title,
+               "Flat: no harm done. Thin: undistorted, but cut to the same disc, which may cost some by itself. "
+               "Dotted: chance.")
+    quantities = list(next(iter(arms.values())))
+    for ax, quantity in zip(fig.subplots(1, len(quantities), sharey=True, squeeze=False)[0], quantities, strict=True):
+        for (name, known), style in zip(arms.items(), cycle(STYLES)):
+            values, accuracies = known[quantity]["values"], known[quantity]["accuracy"]
+            ax.plot(values, accuracies, markersize=4, label=name, **style)
+            for value, accuracy in zip(values, accuracies, strict=True):
+                if value == UPRIGHT[quantity]:
+                    ax.axhline(accuracy, color=style["color"], linewidth=0.8, alpha=0.7)
+        ax.axhline(chance, color=GREY, linestyle=":", linewidth=1)
+        ax.set_xlabel(DISTORTED.get(quantity, quantity), fontsize=9)
+        if quantity in LOG_UNIFORM:
+            ax.set_xscale("log", base=2)
+            ax.xaxis.set_major_formatter("{x:g}")
+        if quantity == "angle":
+            ax.xaxis.set_major_locator(MultipleLocator(90))
+        ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        ax.set_ylim(0, 1)
+        ax.tick_params(labelsize=8)
+        _tidy(ax)
+    fig.axes[0].set_ylabel("accuracy", fontsize=9)
+    fig.legend(*fig.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8.5,
+               frameon=False)
+    return fig
+
+
+def compare(with_history: list[dict], without_history: list[dict], with_accuracy: float, without_accuracy: float,
+            title: str, images: int = 10_000) -> Figure:
+    """The same classifier with and without the transformer: accuracy over the epochs, and on `images` test images."""
+    fig = page(3.7, title, "The intervals (95 %) cover the choice of test images only, not how runs differ with the "
+               "seed.")
+    during, test = fig.subplots(1, 2, width_ratios=[3, 2])
+    arms = (("with transformer", with_history, with_accuracy), ("without", without_history, without_accuracy))
+    kind = "val" if all(history and "val_accuracy" in history[0] for _, history, _ in arms) else "train"
+    names = []
+    for row, ((name, history, accuracy), style) in enumerate(zip(arms, STYLES, strict=False)):
+        during.plot([epoch["epoch"] for epoch in history], [epoch[f"{kind}_accuracy"] for epoch in history],
+                    markersize=4, label=name, **style)
+        low, high = diagnostics.interval(accuracy, images)
+        test.errorbar(accuracy, row, xerr=[[accuracy - low], [high - accuracy]], capsize=5, markersize=8, **style)
+        names.append(f"{name}\n{accuracy:.1%}\n({low:.1%} to {high:.1%})")
+    during.set(xlabel="epoch", ylabel=dict(val="validation", train="training")[kind] + " accuracy", ylim=(0, None))
+    during.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    during.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    during.legend(fontsize=9, loc="lower right")
+    test.set(yticks=[0, 1], yticklabels=names, ylim=(1.5, -0.5), xlabel=f"accuracy on {images:,} test images")
+    test.margins(x=0.2)
+    test.xaxis.set_major_locator(MaxNLocator(4))
+    test.xaxis.set_major_formatter(PercentFormatter(1))
+    for ax in (during, test):
+        _tidy(ax)
+    return fig

@@ -6,11 +6,13 @@ import time
 import torch
 import torch.nn.functional as F
 
-from . import distortions, transforms
+from . import augment, distortions, transforms
+
+PATIENCE = 10  # seconds that choosing a precision may take, unless two steps of each take longer
 
 
 class Step:
-    """A training step: pick images, distort, align, classify, go back, update. Call it with an index tensor.
+    """A training step: pick images, augment, distort, align, classify, go back, update. Call it with an index tensor.
 
     index: int64 (B,), into the training images, on the device. Returns the batch's loss and its number of right
     guesses, 0-d tensors on the device: nothing is waited for.
@@ -20,39 +22,52 @@ class Step:
         self.model, self.train, self.optimizer, self.config = model, train, optimizer, config
         self.precision, self.device = precision, train.images.device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
-        self.drawn = None  # the epoch's distortions, one for each training image
+        self.augmentation, self.drawn = None, None  # the epoch's, and its distortions: one for each training image
 
-    def draw_distortions(self, generator):
-        """Draw the epoch's distortions, if the config has one, from a CPU generator."""
+    def draw(self, epoch, generator):
+        """Draw the epoch's augmentation and distortions, if the config has any, from a CPU generator."""
+        augmentation = augment.draw(self.config, self.train.images, epoch, generator)
+        if self.augmentation is not None:  # in place, as a captured graph reads the same addresses for ever
+            self.augmentation.copy_(augmentation)
+        elif augmentation is not None:
+            self.augmentation = augmentation.to(self.device)
         if self.config.distortion is None:
             return
         drawn = distortions.draw(self.config.distortion, len(self.train), generator)
         if self.drawn is None:
             self.drawn = drawn.to(self.device)
-        else:  # in place, as a captured graph reads the same addresses for ever
+        else:
             self.drawn.theta.copy_(drawn.theta)
             self.drawn.patches.copy_(drawn.patches)
 
     def set_learning_rate(self, done):
         """Set each group's learning rate for a run of which the share `done`, in [0, 1), lies behind."""
-        if self.config.schedule == "linear":
-            for group in self.optimizer.param_groups:
-                rate = group["initial_lr"] * (1 - done)
-                if isinstance(group["lr"], torch.Tensor):
-                    group["lr"].fill_(rate)  # in place, for the same reason
-                else:
-                    group["lr"] = rate
+        config = self.config
+        if config.schedule == "constant" and not config.warmup:
+            return
+        share = (1 - done) / (1 - config.warmup) if config.schedule == "linear" else 1
+        if done < config.warmup:
+            share = done / config.warmup
+        for group in self.optimizer.param_groups:
+            rate = group["initial_lr"] * share
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(rate)  # in place, for the same reason
+            else:
+                group["lr"] = rate
 
     def __call__(self, index):
         train, config = self.train, self.config
         images, labels = train.images[index], train.labels[index]
         pose = None if train.poses is None else train.poses[index]
+        if self.augmentation is not None:
+            images = augment.apply(images, self.augmentation[index], config.cutout)
         if self.drawn is not None:
             images, pose = distortions.apply(images, self.drawn[index]), self.drawn.theta[index]
         with autocast(self.device, self.precision):
             alignment = self.model.align(self.model.normalize(images))
             logits = self.model.classifier(alignment.warped).float()
-        loss = F.cross_entropy(logits, labels) + transformer_loss(alignment.grid, pose, config)
+        loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+        loss = loss + transformer_loss(alignment.grid, pose, config)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
@@ -118,17 +133,19 @@ def make_step(model, train, optimizer, config, precision):
 
 
 def make_optimizer(model, config):
-    """SGD with the localization network in a group of its own, slower by `localization_lr_scale`."""
+    """SGD; the localization network slower by `localization_lr_scale`, biases and normalization without decay."""
     rates = {model.classifier: config.learning_rate}
     if model.localization is not None:
         rates[model.localization] = config.learning_rate * config.localization_lr_scale
-    groups = [dict(params=list(part.parameters()), lr=rate, initial_lr=rate) for part, rate in rates.items()]
+    groups = [dict(params=[p for p in part.parameters() if (p.ndim > 1) == decay], lr=rate, initial_lr=rate,
+                   weight_decay=config.weight_decay if decay else 0.0)
+              for part, rate in rates.items() for decay in (True, False)]
     captured = config.cuda_graph and model.mean.is_cuda
     # fused is faster on the CPU, and can be captured; not with fp16: where the first step overflows, as loss scaling
     # lets it, fused SGD would take its momentum from memory that nobody has written to
     fused = captured or (not model.mean.is_cuda and config.precision != "fp16")
     return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0,
-                           weight_decay=config.weight_decay, fused=fused or None)
+                           fused=fused or None)
 
 
 def rates_as_tensors(optimizer, device):
@@ -183,7 +200,8 @@ def choose_precision(model, images, config):
     seconds = {precision: [] for precision in ("fp32", narrow)}
     was_training = model.training
     model.eval()  # no dropout: the random state stays as it is
-    for _ in range(24):
+    began = time.perf_counter()
+    while len(seconds["fp32"]) < 24 and (len(seconds["fp32"]) < 2 or time.perf_counter() - began < PATIENCE):
         for precision in seconds:
             started = time.perf_counter()
             with autocast(images.device, precision):
@@ -194,6 +212,6 @@ def choose_precision(model, images, config):
                 torch.cuda.synchronize()
             seconds[precision].append(time.perf_counter() - started)
     model.train(was_training)
-    # the least time, not the median: what else the machine does must not decide. The first two are warm-up
-    fp32, other = (min(times[2:]) for times in seconds.values())
+    # the least time, not the median: what else the machine does must not decide. The first is warm-up
+    fp32, other = (min(times[1:]) for times in seconds.values())
     return narrow if other < 0.9 * fp32 else "fp32"

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from . import transforms
-from .classifier import TutorialClassifier
-from .localization import TutorialLocalization
+from .classifier import CompactClassifier, StrongClassifier, TutorialClassifier
+from .localization import CompactLocalization, TutorialLocalization
 from .sampler import sample
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
@@ -31,12 +31,12 @@ class STNClassifier(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        channels, size, out = config.channels, config.image_size, config.output_size or config.image_size
+        channels, out = config.channels, config.output_size or config.image_size
         self.output_size = out
         self.family = transforms.FAMILIES[config.transform]
         # the classifier first: so a seed gives it the same start with any transformer, and without one
-        self.classifier = TutorialClassifier(channels, out, config.num_classes)
-        self.localization = TutorialLocalization(channels, size, self.family.identity()) if config.stn else None
+        self.classifier = make_classifier(config, out)
+        self.localization = make_localization(config, self.family.identity()) if config.stn else None
         mean, std = (CIFAR10_MEAN, CIFAR10_STD) if channels == 3 else ((0.5,), (0.25,))
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("identity", self.family.identity(), persistent=False)
@@ -97,6 +97,20 @@ class STNClassifier(nn.Module):
             return Alignment(images, theta, self.family.grid_of(theta, self.output_size))
         warped, grid = self._warp(images, theta)
         return Alignment(warped, theta, grid)
+
+
+def make_classifier(config, size):
+    """The classifier of `config.model` for pictures of `size` pixels."""
+    if config.model == "tutorial":
+        return TutorialClassifier(config.channels, size, config.num_classes)
+    kind = dict(compact=CompactClassifier, strong=StrongClassifier)[config.model]
+    return kind(config.channels, size, config.num_classes, config.width)
+
+
+def make_localization(config, identity):
+    """The localization network of `config.model`; a fresh one answers `identity` (num_params,)."""
+    kind = TutorialLocalization if config.model == "tutorial" else CompactLocalization
+    return kind(config.channels, config.image_size, identity)
 
 
 def check_images(images, config):

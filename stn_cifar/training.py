@@ -14,12 +14,15 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from . import distortions
+from . import diagnostics, distortions
 from .checkpoints import resume, save_checkpoint
 from .steps import choose_precision, make_optimizer, make_step
 
 # one line: what is left, how fast, and what the last complete epoch brought
 PROGRESS = "{percentage:3.0f} % [{elapsed} < {remaining}, {rate_fmt}{postfix}]"
+
+WATCHED = 256  # images, without their labels, on which the transformer is watched after each epoch
+WARM_UP, TIMED = 5, 20  # steps: those before the clock starts, those on which the time of the whole run is foretold
 
 
 class Metrics(NamedTuple):
@@ -37,20 +40,24 @@ class NonFiniteLoss(RuntimeError):
 def fit(model, data, config, checkpoint_dir=None, on_epoch_end=None):
     """Train `model` on `data.train` as `config` says; returns the history, one dict an epoch.
 
-    Each dict holds epoch (from 1), train_loss, train_accuracy (as the batches came: dropout on, weights moving),
-    val_loss and val_accuracy where there is a validation split, learning_rate and seconds.
-    `on_epoch_end(model, history)` is called after each epoch. Ctrl-C (a notebook's stop button) and SIGTERM end
-    training and return the history so far. A loss that is not finite raises NonFiniteLoss.
+    Each dict holds epoch (from 1), train_loss, train_accuracy (as the batches came: augmented, dropout on, weights
+    moving; the loss smoothed and with the terms of the transformer), val_loss and val_accuracy where there is a
+    validation split, learning_rate and seconds. `on_epoch_end(model, history)` is called after each epoch. Ctrl-C (a
+    notebook's stop button) and SIGTERM end training and return the history so far. The model is in evaluation mode
+    then, and whenever it is handed out. A loss that is not finite raises NonFiniteLoss.
 
     With `checkpoint_dir`, every epoch's end is kept there, and a run that was broken off goes on from it, to the same
-    result bit for bit on the same CPU and versions (on CUDA: as far as cuDNN repeats itself): data order, dropout and
-    distortion depend on (config.seed, epoch) alone. The global random state is restored.
+    result bit for bit on the same CPU and versions (on CUDA: as far as cuDNN repeats itself): data order, dropout,
+    augmentation and distortion depend on (config.seed, epoch) alone. The global random state is restored.
     """
     device = config.torch_device()
     model, train = model.to(device), data.train.to(device)
     if config.pose_weight and (config.distortion == "elastic" or (config.distortion is None and train.poses is None)):
         raise ValueError(f"pose_weight: {config.pose_weight} needs a pose that is known and a matrix: "
                          "dataset='glyphs', or a distortion other than 'elastic'")
+    if config.pose_weight and config.distortion is None and (config.flip or config.shift):
+        raise ValueError(f"pose_weight: {config.pose_weight} with flip={config.flip} and shift={config.shift}, which "
+                         "make the known poses wrong; set flip=False and shift=0, or pose_weight=0")
     _check_fits(data, config)
     torch.set_flush_denormal(True)  # vanishing activations would make CPUs 5 to 50 times slower (pytorch#23862)
     optimizer = make_optimizer(model, config)
@@ -69,7 +76,7 @@ def fit(model, data, config, checkpoint_dir=None, on_epoch_end=None):
     steps = math.ceil(len(train) / config.batch_size)
     progress = tqdm(total=config.epochs * steps, initial=len(history) * steps, unit="step", file=sys.stdout,
                     mininterval=0.5 if sys.stdout.isatty() else 5, bar_format=PROGRESS)
-    can_save = True
+    can_save, told = True, set()
     try:
         with sigterm_as_interrupt():
             for epoch in range(len(history) + 1, config.epochs + 1):
@@ -77,6 +84,7 @@ def fit(model, data, config, checkpoint_dir=None, on_epoch_end=None):
                 with (torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
                       _out_of_memory_explained(config)):
                     loss, accuracy = train_epoch(step, epoch, progress)
+                model.eval()  # or what on_epoch_end asks of it would move the running statistics of normalization
                 row = dict(epoch=epoch, train_loss=loss, train_accuracy=accuracy)
                 if data.val is not None:
                     val = evaluate(model, data.val)
@@ -87,6 +95,7 @@ def fit(model, data, config, checkpoint_dir=None, on_epoch_end=None):
                     can_save = _save(checkpoint_dir, can_save, model, optimizer, history, config,
                                      **same, precision=precision, scaler=step.scaler.state_dict())
                 progress.set_postfix_str(_summary(row, config.epochs))
+                _warn(model, data.test.images[:WATCHED], told, progress, epoch)
                 if on_epoch_end is not None:
                     on_epoch_end(model, history)
     except KeyboardInterrupt:
@@ -94,6 +103,7 @@ def fit(model, data, config, checkpoint_dir=None, on_epoch_end=None):
         print(f"stopped; {len(history)} of {config.epochs} epochs are complete"
               + (f" and kept in {checkpoint_dir}" if checkpoint_dir and can_save and history else ""))
     finally:
+        model.eval()
         progress.close()
     return history
 
@@ -162,7 +172,7 @@ def train_epoch(step, epoch, progress):
     torch.manual_seed(epoch_seed(config.seed, epoch))  # dropout
     generator = torch.Generator().manual_seed(epoch_seed(config.seed, epoch))  # on the CPU: the same everywhere
     order = torch.randperm(len(step.train), generator=generator).to(step.device)
-    step.draw_distortions(generator)
+    step.draw(epoch, generator)
     losses, correct = [], torch.zeros((), dtype=torch.int64, device=step.device)
     batches = order.split(config.batch_size)
     for number, index in enumerate(batches, (epoch - 1) * len(batches)):
@@ -171,6 +181,10 @@ def train_epoch(step, epoch, progress):
         losses.append(loss)
         correct += right
         progress.update()
+        if number == WARM_UP:
+            since = _now(step.device)
+        elif number == WARM_UP + TIMED and number < len(batches):  # all in this epoch
+            _tell_how_long((_now(step.device) - since) / TIMED * (progress.total - progress.n), progress, step)
     losses = torch.stack(losses)  # the epoch's one synchronisation
     if not all(p.isfinite().all() for p in model.parameters()):
         losses[-1] = math.nan  # done by the last step, so no loss has shown it yet; it must not be kept as good
@@ -185,9 +199,42 @@ def train_epoch(step, epoch, progress):
     return ((losses * sizes).sum() / len(order)).item(), correct.item() / len(order)
 
 
+def _warn(model, images, told, progress, epoch):
+    """Say what diagnostics.verdict finds wrong with the transformer on `images`, each fault once; told: those said."""
+    if model.localization is None or images.shape[-1] != model.config.image_size:  # test images left undistorted
+        return
+    for text in diagnostics.verdict(diagnostics.survey(model, images)):
+        fault = text.split(":")[0]
+        if fault != "note" and fault not in told:
+            progress.write(f"the transformer after epoch {epoch}: {text}")
+            told.add(fault)
+
+
+def _now(device):
+    """The time, seconds, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _tell_how_long(seconds, progress, step):
+    """Say in words how long a training of some minutes will take; where it is hours, also what to do about that."""
+    config, minutes = step.config, seconds / 60
+    if minutes < 2:
+        return
+    words = f"{minutes:.0f} minutes" if minutes < 100 else f"{minutes / 60:.1f} hours"
+    advice = ("" if minutes < 60 else "; if that is too long, stop it now, and take a GPU, fewer epochs, a smaller "
+              "width or a smaller preset")
+    progress.write(f"{config.epochs} epochs will take about {words} on this machine ({step.device.type}){advice}")
+
+
 @torch.no_grad()
-def evaluate(model, split, batch_size=1000):
-    """Metrics of `model` on `split` (a Split), dropout off; the model's training mode is restored."""
+def evaluate(model, split, batch_size=1000, averaged=False):
+    """Metrics of `model` on `split` (a Split), dropout off; the model's training mode is restored.
+
+    averaged: test-time averaging over six views (`averaged_logits`): another measurement, never to be mixed with the
+    single view's.
+    """
     was_training, device = model.training, model.mean.device
     model.eval()
     classes = model.config.num_classes
@@ -195,12 +242,25 @@ def evaluate(model, split, batch_size=1000):
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
     for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
         images, labels = images.to(device), labels.to(device)
-        logits = model(images)
+        logits = averaged_logits(model, images) if averaged else model(images)
         loss += F.cross_entropy(logits, labels, reduction="sum")
         confusion += torch.bincount(labels * classes + logits.argmax(1), minlength=classes * classes)
     model.train(was_training)
     confusion = confusion.reshape(classes, classes).cpu()
     return Metrics(loss.item() / len(split), confusion.diagonal().sum().item() / len(split), confusion)
+
+
+def averaged_logits(model, images):
+    """Logits (B, classes), the mean over views of `images` (B, C, S, S): as they are, one pixel up left, down right.
+
+    Each as it is and mirrored; the unshifted pair counts as much as the shifted two together (Jordan 2024).
+    """
+    pixels = torch.arange(images.shape[-1], device=images.device)
+    # by index: F.pad takes no uint8 on some of the versions and devices that are served
+    up_left, down_right = (images[..., at[:, None], at] for at in ((pixels + 1).clamp(max=len(pixels) - 1),
+                                                                   (pixels - 1).clamp(min=0)))
+    views = ((0.25, images), (0.125, up_left), (0.125, down_right))
+    return sum(weight * (model(view) + model(view.flip(-1))) for weight, view in views)
 
 
 def epoch_seed(seed, epoch):

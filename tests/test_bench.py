@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stn_cifar import __main__ as command_line
-from stn_cifar import study
+from stn_cifar import report
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -38,14 +38,14 @@ def test_warps_and_antialiasing_make_tables_that_report_puts_into_readme(tmp_pat
     found = bench(tmp_path, "families", "antialias")
     assert [row[0] for row in found["families"]["tables"][0]["rows"]][4] == "affine"
     assert len(found["antialias"]["rms_grey_levels"]["plain bilinear"]) == len(run.QUICK["scales"])
-    tables = study.bench_tables(tmp_path)
+    tables = report.bench_tables(tmp_path)
     assert tables.startswith("Measured on ") and "| affine |" in tables and "| plain bilinear |" in tables
-    assert study.load_results(tmp_path) == []  # they are no runs
+    assert report.load_results(tmp_path) == []  # they are no runs
     bench(tmp_path, "families", "antialias")  # again: replaced, not added
     readme, notebook = tmp_path / "README.md", ROOT / "notebooks" / "stn_cifar10.ipynb"
     readme.write_text("".join(f"<!-- {name}: python -m stn_cifar report -->OLD<!-- end of {name} -->"
                               for name in ("results", "colab", "bench")), encoding="utf-8")
-    study.write_report(readme, tmp_path, notebook)
+    report.write_report(readme, tmp_path, notebook)
     assert tables.splitlines()[-1] in readme.read_text(encoding="utf-8") and "OLD" not in readme.read_text("utf-8")
 
 

@@ -36,6 +36,13 @@ BAD = [
     ("localization_lr_scale", -0.1, ">= 0"), ("localization_lr_scale", math.inf, ">= 0"),
     ("momentum", 1.0, "<= 0.999"), ("momentum", -0.1, ">= 0"), ("momentum", math.nan, ">= 0"),
     ("weight_decay", -1e-4, ">= 0"),
+    ("width", 0.05, ">= 0.1"), ("width", 8.5, "<= 8"), ("width", math.nan, ">= 0.1"), ("width", "2", "float"),
+    ("schedule", "cosine", "linear"),
+    ("warmup", -0.1, ">= 0"), ("warmup", 1.0, "<= 0.9"), ("warmup", math.nan, "<= 0.9"), ("warmup", True, "float"),
+    ("label_smoothing", -0.1, ">= 0"), ("label_smoothing", 1.0, "<= 0.9"),
+    ("flip", 1, "bool"), ("flip", None, "bool"), ("flip", "yes", "bool"),
+    ("shift", -1, ">= 0"), ("shift", 1.5, "int"), ("shift", True, "int"),
+    ("cutout", -1, ">= 0"), ("cutout", 8.0, "int"),
     ("val_size", -1, ">= 0"),
     ("iterations", 0, ">= 1"),
     ("supersample", 0, ">= 1"), ("supersample", 9, "<= 8"),
@@ -64,7 +71,8 @@ def test_bad_value_is_named_with_its_field_and_remedy(field, value, remedy):
 @pytest.mark.parametrize(("field", "value"), [
     ("epochs", 1), ("batch_size", 1), ("learning_rate", 1), ("learning_rate", 1e-12), ("localization_lr_scale", 0),
     ("momentum", 0.999), ("val_size", 0), ("supersample", 8), ("seed", 2**31 - 1), ("max_scale", 1), ("stn", False),
-    ("output_size", None), ("distortion", None), ("data_root", None), ("num_classes", 2), ("channels", 1)])
+    ("output_size", None), ("distortion", None), ("data_root", None), ("num_classes", 2), ("channels", 1),
+    ("warmup", 0), ("warmup", 0.9), ("label_smoothing", 0.9), ("shift", 0), ("cutout", 0), ("flip", True)])
 def test_values_at_the_limits_are_good(field, value):
     assert getattr(Config(**{field: value}), field) == value
 
@@ -104,13 +112,24 @@ def test_what_cannot_iterate_says_so():
     Config(iterations=3, transform="projective")
 
 
+def test_a_width_is_for_networks_that_have_one():
+    with pytest.raises(ValueError, match=r"^width: 0\.5 with model='tutorial'.*must be 1 .*'compact'"):
+        Config(width=0.5)
+    with pytest.raises(ValueError, match=r"^width: 2 with"):
+        Config(model="compact", width=2).replace(model="tutorial")
+    for model in ("compact", "strong"):
+        for width in (0.1, 1, 2.5, 8):
+            assert Config(model=model, width=width).width == width
+
+
 def test_the_tutorial_preset_is_the_original_experiment():
     config = Config.preset("tutorial")
     original = dict(name="tutorial", dataset="auto", model="tutorial", transform="affine", stn=True, iterations=1,
                     padding_mode="zeros", interpolation="bilinear", supersample=1, image_size=32, output_size=None,
                     epochs=50, batch_size=64, learning_rate=0.01, localization_lr_scale=1.0, momentum=0.0,
                     weight_decay=0.0, val_size=0, distortion=None, outside_weight=0.0, identity_weight=0.0,
-                    scale_weight=0.0, pose_weight=0.0, seed=0)
+                    scale_weight=0.0, pose_weight=0.0, seed=0, width=1.0, schedule="constant", warmup=0.0,
+                    label_smoothing=0.0, flip=False, shift=0, cutout=0)
     assert {key: getattr(config, key) for key in original} == original
     assert Config().localization_lr_scale == 0.1  # everywhere else the localization network learns slower
 
@@ -119,6 +138,13 @@ def test_the_tutorial_preset_is_the_original_experiment():
 def test_every_preset_is_valid_and_knows_its_name(name):
     assert Config.preset(name).name == name
     assert Config.preset(name, seed=3) == Config.preset(name).replace(seed=3)
+
+
+@pytest.mark.parametrize("name", ["compact", "strong"])
+def test_the_presets_with_a_recipe_have_their_networks_behind_a_transformer(name):
+    config = Config.preset(name)
+    assert config.model == name and config.stn and config.epochs <= 50
+    assert config.distortion is None and config.image_size == 32 and config.val_size == 0  # plain CIFAR-10, all of it
 
 
 def test_overrides_win_over_the_preset_and_none_leaves_it_in_force():
@@ -169,6 +195,8 @@ def legal_values(field):
 @given(st.fixed_dictionaries({}, optional={name: legal_values(field) for name, field in FIELDS.items()
                                            if name not in ("iterations", "output_size")}))
 def test_any_legal_values_come_back_unchanged_even_through_json(values):
+    if values.get("model", "tutorial") == "tutorial":
+        values.pop("width", None)
     config = Config(**values)
     plain = config.to_dict()
     assert {key: plain[key] for key in values} == values

@@ -1,11 +1,14 @@
-"""The training step: what a captured one decides, tested anywhere; that it trains as an eager one, on a GPU."""
+"""The training step: rates, what is drawn, what a captured one decides; that it trains as an eager one, on a GPU."""
 
 import types
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from stn_cifar import Config, build_model
+from stn_cifar import Config, build_model, distortions
 from stn_cifar.steps import CapturedStep, Step, choose_precision, make_optimizer, make_step
 
 
@@ -49,7 +52,9 @@ def test_warm_up_and_ragged_batches_train_as_eager_steps_do(glyph_data, without_
 def test_a_learning_rate_is_a_tensor_where_a_graph_will_read_it(glyph_data):
     """Also after a resume, which brings plain numbers: a graph would never see them change."""
     step = make(CapturedStep, glyph_data, learning_rate=0.02, localization_lr_scale=0.5)
-    assert [rate["lr"].item() for rate in step.optimizer.param_groups] == pytest.approx([0.02, 0.01])
+    rates = [group["lr"] for group in step.optimizer.param_groups]
+    assert all(isinstance(rate, torch.Tensor) for rate in rates)
+    assert sorted({round(rate.item(), 6) for rate in rates}) == [0.01, 0.02]
 
 
 def test_loss_scaling_and_graphs_exclude_each_other(glyph_data):
@@ -85,16 +90,57 @@ def test_learning_rates_that_are_tensors_are_changed_in_place(glyph_data):
     for group, rate in zip(step.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
     step.set_learning_rate(0.75)
-    assert [rate.item() for rate in rates] == pytest.approx([0.02, 0.01])
+    assert [rate.item() for rate in rates] == pytest.approx([group["initial_lr"] / 4 for group in
+                                                             step.optimizer.param_groups])
+    assert sorted({round(rate.item(), 6) for rate in rates}) == [0.01, 0.02]
+
+
+def rate_at(done, **fields):
+    """The classifier's learning rate, as a share of the config's, once the share `done` of the run lies behind."""
+    step = types.SimpleNamespace(config=Config(**fields), optimizer=types.SimpleNamespace(param_groups=[
+        dict(lr=7.0, initial_lr=1.0), dict(lr=7.0, initial_lr=0.1)]))
+    Step.set_learning_rate(step, done)
+    (fast, slow) = (group["lr"] for group in step.optimizer.param_groups)
+    assert fast == 7 == slow or slow == pytest.approx(fast / 10)
+    return fast
+
+
+@given(done=st.floats(0, 1, exclude_max=True), warmup=st.floats(0.01, 0.9))
+def test_the_rate_rises_in_a_straight_line_and_falls_in_another(done, warmup):
+    rising = np.interp(done, [0, warmup, 1], [0, 1, 1])
+    assert rate_at(done, warmup=warmup) == pytest.approx(rising, abs=1e-9)
+    both = np.interp(done, [0, warmup, 1], [0, 1, 0])
+    assert rate_at(done, warmup=warmup, schedule="linear") == pytest.approx(both, abs=1e-9)
+    assert rate_at(done, schedule="linear") == pytest.approx(1 - done, abs=1e-12)
+    assert rate_at(done) == 7  # without either it is left as it is
 
 
 def test_distortions_are_drawn_anew_into_the_same_memory(glyph_data):
     step = make(Step, glyph_data, distortion="rts")
-    step.draw_distortions(torch.Generator().manual_seed(0))
+    step.draw(1, torch.Generator().manual_seed(0))
     before, address = step.drawn.theta.clone(), step.drawn.theta.data_ptr()
-    step.draw_distortions(torch.Generator().manual_seed(1))
+    step.draw(2, torch.Generator().manual_seed(1))
     assert step.drawn.theta.data_ptr() == address
     assert not torch.equal(step.drawn.theta, before)
+
+
+@pytest.mark.parametrize("fields", [dict(flip=True), dict(shift=2), dict(cutout=3), dict(cutout=3, distortion="rts")])
+def test_augmentation_is_drawn_anew_into_the_same_memory(glyph_data, fields):
+    step = make(Step, glyph_data, **fields)
+    step.draw(1, torch.Generator().manual_seed(0))
+    before, address = step.augmentation.clone(), step.augmentation.data_ptr()
+    step.draw(2, torch.Generator().manual_seed(1))
+    assert step.augmentation.data_ptr() == address and not torch.equal(step.augmentation, before)
+    assert step.augmentation.shape == (203, 5)
+    step.draw(1, torch.Generator().manual_seed(0))
+    assert torch.equal(step.augmentation, before)
+
+
+def test_without_augmentation_the_poses_are_those_of_before_there_was_any(glyph_data):
+    step = make(Step, glyph_data, distortion="rts")
+    step.draw(3, torch.Generator().manual_seed(5))
+    assert step.augmentation is None
+    assert torch.equal(step.drawn.theta, distortions.draw("rts", 203, torch.Generator().manual_seed(5)).theta)
 
 
 def test_a_cpu_has_eager_steps(glyph_data):
@@ -105,13 +151,15 @@ def test_a_cpu_has_eager_steps(glyph_data):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: captured steps against eager ones")
 @pytest.mark.parametrize("fields", [dict(), dict(momentum=0.9, schedule="linear"), dict(distortion="rts"),
-                                    dict(stn=False), dict(transform="tps"), dict(precision="bf16")])
+                                    dict(stn=False), dict(transform="tps"), dict(precision="bf16"),
+                                    dict(flip=True, shift=2, cutout=8, warmup=0.2, label_smoothing=0.1),
+                                    dict(model="compact", momentum=0.9, weight_decay=5e-4, flip=True)])
 def test_captured_steps_train_as_eager_ones(glyph_data, fields):
     steps = [make(kind, glyph_data, device="cuda", cuda_graph=True, **fields) for kind in (Step, CapturedStep)]
     losses = []
     for step in steps:
         torch.manual_seed(0)  # dropout
-        step.draw_distortions(torch.Generator().manual_seed(0))
+        step.draw(1, torch.Generator().manual_seed(0))
         batches = indices(step, [16] * 12 + [7])
         row = []
         for number, index in enumerate(batches * 3):

@@ -8,6 +8,7 @@ import torch
 from scipy import ndimage
 from torch import nn
 
+from stn_cifar.classifier import Residual
 from stn_cifar.config import Config
 from stn_cifar.stn import CIFAR10_MEAN, CIFAR10_STD, build_model
 from stn_cifar.transforms import FAMILIES
@@ -102,6 +103,94 @@ def test_other_sizes_and_channels_are_derived_and_train(size, channels, localize
     assert model.classifier.features[0].weight.grad.abs().sum() > 0
 
 
+def test_a_seed_starts_the_tutorial_as_it_always_did():
+    """Its records stand for good: layer after layer, and one draw of a dropout while the features were measured."""
+    model = build_model(config(seed=5))
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        layers = [nn.Conv2d(3, 10, 5), nn.Conv2d(10, 20, 5)]
+        nn.functional.dropout2d(torch.zeros(1, 20, 10, 10))
+        layers += [nn.Linear(500, 50), nn.Linear(50, 10), nn.Conv2d(3, 8, 7), nn.Conv2d(8, 10, 5), nn.Linear(160, 32)]
+    found = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    assert len(found) == len(layers) + 1  # the last is set to the identity
+    for layer, expected in zip(found, layers, strict=False):
+        assert torch.equal(layer.weight, expected.weight) and torch.equal(layer.bias, expected.bias)
+
+
+def test_the_compact_network_has_no_more_parameters_than_the_tutorials_and_a_limit():
+    sizes = {name: count(build_model(Config.preset(name, device="cpu"))) for name in ("tutorial", "compact")}
+    assert sizes["compact"] <= min(40_000, sizes["tutorial"])
+
+
+NETWORKS = [dict(model="compact"), dict(model="strong", width=0.1)]
+
+
+@pytest.mark.parametrize("fields", [dict(), dict(num_classes=7), dict(channels=1), dict(image_size=20),
+                                    dict(image_size=48, output_size=32), dict(output_size=17), dict(transform="tps"),
+                                    dict(stn=False), dict(iterations=2)])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_other_networks_take_every_picture_and_return_its_logits(network, fields):
+    images = pictures(3, fields.get("channels", 3), fields.get("image_size", 32))
+    model = fresh(**network, **fields)
+    logits = model(images)
+    assert logits.shape == (3, fields.get("num_classes", 10)) and logits.isfinite().all()
+    assert not torch.allclose(logits[0], logits[1], atol=1e-6)  # it looks
+    alone = torch.cat([model(image[None]) for image in images])  # nobody's answer depends on the rest of the batch
+    torch.testing.assert_close(alone, logits, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("fields", [dict(model="tutorial"), *NETWORKS])
+def test_each_model_has_the_classifier_of_its_name(fields):
+    assert type(fresh(**fields).classifier).__name__ == f"{fields['model'].capitalize()}Classifier"
+
+
+def test_a_residual_block_adds_to_what_comes_in():
+    x = torch.linspace(-1, 1, 5)
+    assert torch.equal(Residual(nn.ReLU(), nn.Threshold(0.6, 7.0))(x), x + torch.tensor([7.0, 7, 7, 7, 1]))
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_width_sets_the_channels_of_the_classifier_alone(network):
+    narrow, wide = (fresh(**{**network, "width": width}) for width in (0.2, 0.4))
+    assert 3 < count(wide.classifier) / count(narrow.classifier) < 4.5  # channels in times channels out
+    assert count(wide.localization) == count(narrow.localization)
+    assert fresh(**{**network, "width": 0.1})(pictures()).shape == (4, 10)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("field", ["image_size", "output_size"])
+def test_a_picture_too_small_for_the_other_networks_is_refused_when_they_are_built(network, field):
+    sizes = {}
+    for size in (1, 2, 3, 4, 5, 6, 7, 8, 12, 16):
+        try:
+            sizes[size] = build_model(config(**network, **{field: size}))
+        except ValueError as error:
+            assert str(error).startswith(f"image_size or output_size: {size} pixels are too few")
+    assert 1 not in sizes and 16 in sizes and list(sizes) == [s for s in (*range(1, 9), 12, 16) if s >= min(sizes)]
+    for size, model in sizes.items():  # and what was built works
+        assert model.eval()(pictures(2, 3, size if field == "image_size" else 32)).isfinite().all()
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_fresh_network_has_seen_nothing_yet_and_is_ready_to_be_trained(network):
+    model = build_model(config(**network))
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert layers and all(module.training for module in model.modules())
+    for layer in layers:
+        assert not layer.running_mean.any() and (layer.running_var == 1).all() and not layer.num_batches_tracked
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_other_controls_have_the_same_classifier_from_the_same_start(network):
+    with_stn, without = (build_model(config(**network, stn=stn)) for stn in (True, False))
+    assert without.localization is None
+    states = with_stn.classifier.state_dict(), without.classifier.state_dict()
+    other = build_model(config(**network, stn=False, seed=1)).classifier.state_dict()
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in other)
+    assert not all(torch.equal(states[1][key], other[key]) for key in other)
+
+
 def test_number_of_classes_and_family_set_the_last_layers():
     assert fresh(num_classes=7)(pictures()).shape == (4, 7)
     for name, family in FAMILIES.items():
@@ -127,6 +216,16 @@ def test_a_fresh_model_shows_the_classifier_its_input(name, dtype):
     torch.testing.assert_close(warped, pictures() / 255, atol=1e-5, rtol=0)
     family = FAMILIES[name]
     torch.testing.assert_close(theta, family.theta(family.identity()[None]).expand_as(theta))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_other_networks_start_there_too_in_training_as_well(name, network, training):
+    model = fresh(transform=name, **network).train(training)
+    warped, theta = model.transform(pictures())
+    torch.testing.assert_close(warped, pictures() / 255, atol=1e-5, rtol=0)
+    torch.testing.assert_close(theta, model.family.theta(model.family.identity()[None]).expand_as(theta))
 
 
 @pytest.mark.parametrize("fields", [dict(padding_mode="border"), dict(padding_mode="reflection"), dict(iterations=3),

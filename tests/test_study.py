@@ -1,5 +1,6 @@
 """Records of runs, the tables made of them, and the command line that makes both."""
 
+import base64
 import dataclasses
 import json
 import math
@@ -16,6 +17,7 @@ import torch
 from stn_cifar import __main__ as command_line
 from stn_cifar import data as data_module
 from stn_cifar import distortions, study
+from stn_cifar import report as tables
 from stn_cifar.__main__ import main
 from stn_cifar.config import PRESETS, Config
 from stn_cifar.data import Data, Split
@@ -170,7 +172,7 @@ def test_the_table_tells_the_numbers_of_the_records():
     tests, trains = [0.5712, 0.5834, 0.5650], [0.6, 0.62, 0.61]
     records = [fake(a, t, (1.0, 2.0, 9.0), seed=k) for k, (a, t) in enumerate(zip(tests, trains, strict=True))]
     records.append(fake(0.123, 0.456, (4.0,), transform="rotation"))
-    head, line, *rows = study.results_table(records).splitlines()
+    head, line, *rows = tables.results_table(records).splitlines()
     assert len({row.count("|") for row in (head, line, *rows)}) == 1 and len(rows) == 2
     three, one = (dict(zip(cells(head), cells(row), strict=True)) for row in rows)
     assert three["preset"] == "tutorial, epochs=3, precision=fp32"
@@ -185,26 +187,26 @@ def test_the_table_tells_the_numbers_of_the_records():
 
 def test_what_differs_by_more_than_the_seed_is_not_averaged():
     records = [fake(seed=0), fake(seed=1), fake(stn=False), fake(seed=0) | dict(dataset="glyphs")]
-    rows = study.results_table(records).splitlines()[2:]
+    rows = tables.results_table(records).splitlines()[2:]
     assert [cells(row)[-2] for row in rows] == ["2", "1 (one run)", "1 (one run)"]
 
 
 def test_another_machine_is_another_row():
-    rows = study.results_table([fake(seed=0), fake(seed=1) | dict(machine="a card")]).splitlines()[2:]
+    rows = tables.results_table([fake(seed=0), fake(seed=1) | dict(machine="a card")]).splitlines()[2:]
     assert [cells(row)[-2:] for row in rows] == [["1 (one run)", "2 CPU cores, a chip"], ["1 (one run)", "a card"]]
 
 
 def test_pose_recovery_has_columns_where_a_run_has_it():
     known = [fake(seed=k, name="glyphs") | dict(pose_recovery=dict(median_angle=angle, within_30=0.9))
              for k, angle in enumerate((7.0, 9.0))]
-    head, _, posed, other = study.results_table([*known, fake()]).splitlines()
+    head, _, posed, other = tables.results_table([*known, fake()]).splitlines()
     assert dict(zip(cells(head), cells(posed), strict=True))["angle left, median"] == "8.0 ± 1.4°"
     assert dict(zip(cells(head), cells(other), strict=True))["within 30°"] == "-"
-    assert "angle left" not in study.results_table([fake()])
+    assert "angle left" not in tables.results_table([fake()])
 
 
 def test_a_table_of_nothing_is_its_head():
-    assert len(study.results_table([]).splitlines()) == 2
+    assert len(tables.results_table([]).splitlines()) == 2
 
 
 @pytest.fixture
@@ -229,28 +231,28 @@ def settings(notebook, address, ref=""):
 
 def test_report_replaces_what_is_between_the_markers_and_nothing_else(report):
     readme, results, _ = report
-    study.write_report(*report)
+    tables.write_report(*report)
     text = readme.read_text(encoding="utf-8")
-    assert "OLD" not in text and study.results_table(study.load_results(results)) in text and "58.0 ± 1.4 %" in text
+    assert "OLD" not in text and tables.results_table(study.load_results(results)) in text and "58.0 ± 1.4 %" in text
     assert text.startswith("before <!-- colab: python -m stn_cifar report -->")
     assert "<!-- end of colab --> between\n<!-- results: python -m stn_cifar report -->\n|" in text
     assert text.endswith("|\n<!-- end of results -->\nafter ±\n")
-    study.write_report(*report)  # twice is as once
+    tables.write_report(*report)  # twice is as once
     assert readme.read_text(encoding="utf-8") == text
 
 
 def test_report_links_to_colab_where_the_notebook_names_an_address(report):
     readme, _, notebook = report
-    study.write_report(*report)
+    tables.write_report(*report)
     assert "not set yet" in readme.read_text(encoding="utf-8")
     for ref, branch in (("", "main"), ("v1", "v1")):
         settings(notebook, "https://github.com/someone/something.git", ref)
-        study.write_report(*report)
+        tables.write_report(*report)
         link = f"https://colab.research.google.com/github/someone/something/blob/{branch}/notebooks/stn_cifar10.ipynb"
         assert f"({link})" in readme.read_text(encoding="utf-8")
     notebook.write_text(json.dumps(dict(cells=[])))
     with pytest.raises(ValueError, match=r"^notebook: .*REPO_URL"):
-        study.write_report(*report)
+        tables.write_report(*report)
 
 
 @pytest.mark.parametrize("marker", ["<!-- results: python -m stn_cifar report -->", "<!-- end of results -->",
@@ -260,10 +262,31 @@ def test_report_without_a_marker_changes_nothing_and_says_so(report, marker, cap
     readme.write_text(readme.read_text(encoding="utf-8").replace(marker, ""), encoding="utf-8")
     before = readme.read_bytes()
     with pytest.raises(ValueError, match=r"^readme: .*README\.md lacks the markers") as error:
-        study.write_report(*report)
+        tables.write_report(*report)
     assert marker in str(error.value) and readme.read_bytes() == before
     assert main(["report", "--readme", str(readme), "--results", str(results), "--notebook", str(notebook)]) == 2
     assert capsys.readouterr().err.startswith("error: readme: ")
+
+
+def test_report_puts_the_pictures_of_the_notebooks_texts_into_it(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "notebooks").mkdir()
+    content, notebook = b"\x89PNG some picture", tmp_path / "notebooks" / "n.ipynb"
+    picture = tmp_path / "images" / "a.png"
+    picture.write_bytes(content)
+    text = '# Title\n\n![What it shows (a cat).](../images/a.png "images/a.png") and ![other](b.png)\n'
+    cells = [dict(cell_type="markdown", metadata={}, source=text.splitlines(keepends=True)),
+             dict(cell_type="code", metadata={}, source=["x = '![code](../images/a.png \"images/a.png\")'"])]
+    notebook.write_text(json.dumps(dict(cells=cells)))
+    tables.embed_pictures(notebook)
+    markdown, code = json.loads(notebook.read_text())["cells"]
+    uri = re.search(r"!\[What it shows \(a cat\)\.\]\(data:image/png;base64,(\S+) \"images/a.png\"\) and "
+                    r"!\[other\]\(b.png\)", "".join(markdown["source"]))[1]
+    assert base64.b64decode(uri) == content and code == cells[1]
+    picture.write_bytes(content * 2)  # drawn anew
+    tables.embed_pictures(notebook)
+    uri = re.search(r"base64,(\S+)", "".join(json.loads(notebook.read_text())["cells"][0]["source"]))[1]
+    assert base64.b64decode(uri) == content * 2
 
 
 # ---- the command line -----------------------------------------------------------------------------------------------
@@ -279,7 +302,7 @@ def no_training(monkeypatch):
     """The configs that `train` would have run."""
     configs = []
 
-    def run(config, checkpoint_dir=None):
+    def run(config, checkpoint_dir=None, watch=None):
         configs.append(config)
         raise ValueError("stopped here")
 
@@ -299,9 +322,11 @@ def test_train_writes_record_and_figures_and_says_where(few_glyphs, tmp_path, ca
     assert record["finished"] and record["config"]["epochs"] == 1 and record["config"]["transform"] == "rotation"
     assert record["test"]["images"] == 40 and record["dataset"] == "glyphs"
     pictures = sorted((tmp_path / "i").iterdir())
-    assert {"pairs", "curves", "theta"} <= {picture.stem.rpartition("-")[2] for picture in pictures}
+    assert {picture.stem.rpartition("-")[2] for picture in pictures} == {
+        "strip", "pairs", "where", "curves", "theta", "bands", "means", "confusion", "mistakes", "robustness", "film"}
     for picture in pictures:
-        assert picture.name.startswith(path.stem) and picture.read_bytes().startswith(b"\x89PNG")
+        assert picture.name.startswith(path.stem)
+        assert picture.read_bytes().startswith(b"GIF89a" if picture.suffix == ".gif" else b"\x89PNG")
     out, err = capsys.readouterr()
     assert f"test accuracy {record['test']['accuracy']:.1%} on 40 images of glyphs" in out
     assert str(path) in out and err == ""
@@ -309,7 +334,8 @@ def test_train_writes_record_and_figures_and_says_where(few_glyphs, tmp_path, ca
 
 def test_every_field_of_config_is_an_option(no_training, tmp_path):
     other = {bool: lambda value: not value, int: lambda value: 5, float: lambda value: 1.25, str: lambda value: "x"}
-    special = dict(device="cpu", iterations=2, output_size=32, supersample=3, momentum=0.5, max_scale=1.75)
+    special = dict(device="cpu", iterations=2, output_size=32, supersample=3, momentum=0.5, max_scale=1.75,
+                   warmup=0.25, label_smoothing=0.25)
     arguments, expected, plain = [], {}, Config.preset("tutorial", device="cpu")
     for field in dataclasses.fields(Config):
         if field.name == "name":
@@ -396,7 +422,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_training(no_training, tm
 @pytest.mark.parametrize("error", [data_module.DataError("no data"), OSError("disk full"),
                                    command_line.NonFiniteLoss("the loss became nan"), MemoryError("batch_size: 9")])
 def test_expected_failures_are_one_line_and_no_traceback(monkeypatch, tmp_path, capsys, error):
-    def fail(config, checkpoint_dir=None):
+    def fail(config, checkpoint_dir=None, watch=None):
         raise error
 
     monkeypatch.setattr(study, "run", fail)

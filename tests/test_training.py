@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -13,12 +14,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stn_cifar import distortions, training
+from stn_cifar import augment, distortions, steps, training
 from stn_cifar.config import Config
 from stn_cifar.data import Data, Split
 from stn_cifar.steps import choose_precision, make_optimizer, transformer_loss
 from stn_cifar.stn import build_model
-from stn_cifar.training import NonFiniteLoss, evaluate, fit
+from stn_cifar.training import NonFiniteLoss, averaged_logits, evaluate, fit
 from stn_cifar.transforms import FAMILIES, inverse
 
 REPOSITORY = Path(__file__).parents[1]
@@ -48,9 +49,15 @@ def only_train(data, count=None, poses=True):
 
 
 def watch_batches(model):
-    """A list that receives every batch of images that reaches `model`."""
+    """A list that receives every batch of images that `model` is trained on."""
     batches, normalize = [], model.normalize
-    model.normalize = lambda images: batches.append(images.clone()) or normalize(images)
+
+    def watched(images):
+        if model.training:
+            batches.append(images.clone())
+        return normalize(images)
+
+    model.normalize = watched
     return batches
 
 
@@ -83,6 +90,48 @@ def test_the_loss_goes_down(glyph_data, fields):
     assert evaluate(model, data.train).accuracy > 0.25  # chance is 0.1
 
 
+@pytest.mark.parametrize("fields", [dict(model="compact"), dict(model="strong", width=0.1)])
+def test_the_other_networks_learn_too_down_to_their_last_parameter(glyph_data, fields):
+    data, start = only_train(glyph_data, 80), build_model(config(**fields)).state_dict()
+    recipe = dict(batch_size=16, learning_rate=0.05, momentum=0.9, localization_lr_scale=0.1, schedule="linear")
+    model, history = trained(data, epochs=12, **recipe, **fields)
+    assert history[-1]["train_loss"] < history[0]["train_loss"] - 0.5
+    assert evaluate(model, data.train).accuracy > 0.25  # chance is 0.1; evaluation has the running statistics
+    assert [name for name, value in model.state_dict().items() if torch.equal(value, start[name])] == []
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("fields", [dict(model="compact"), dict(model="strong", width=0.1)])
+def test_one_image_left_over_is_a_batch_for_normalization_too(glyph_data, fields, precision):
+    batches = dict(batch_size=101, precision=precision)  # 101, 101 and 1
+    _, (row,) = trained(only_train(glyph_data), flip=True, shift=2, cutout=4, label_smoothing=0.1, **batches, **fields)
+    assert math.isfinite(row["train_loss"])
+
+
+def without_dropout(model):
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout | torch.nn.Dropout2d):
+            module.p = 0.0
+    return model
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_label_smoothing_spreads_a_share_of_the_target_over_all_classes(glyph_data, share):
+    fields = dict(learning_rate=1e-12, label_smoothing=share)
+    model, images = without_dropout(build_model(config(**fields))), glyph_data.train.images
+    with torch.no_grad():
+        model.classifier.head[-1].weight.mul_(20)  # answers that differ, or any target would cost the same
+        logits = model(images)
+    labels = logits.argmax(1)  # it is right throughout, so that smoothing costs a lot
+    split, logits = Split(images, labels), logits.double().numpy()
+    row, = fit(model, Data(split, split, split, glyph_data.classes, "guesses"), config(**fields))
+    logs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    hit, all_classes = logs[np.arange(203), labels.numpy()].mean(), logs.mean()
+    assert row["train_loss"] == pytest.approx(-(1 - share) * hit - share * all_classes, rel=1e-5)
+    assert hit > all_classes + 0.5
+    assert row["val_loss"] == pytest.approx(-hit, rel=1e-5)  # measuring knows nothing of it
+
+
 def test_a_row_of_history_tells_the_epoch_in_plain_numbers(glyph_data):
     _, history = trained(glyph_data, epochs=2, learning_rate=0.02)
     keys = ["epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate", "precision",
@@ -113,10 +162,7 @@ def test_validation_is_measured_after_each_epoch_on_the_validation_split(glyph_d
 @pytest.mark.parametrize("batch_size", [64, 203, 202])
 def test_training_metrics_count_every_image_once_even_those_of_the_ragged_last_batch(glyph_data, batch_size):
     fields = dict(batch_size=batch_size, learning_rate=1e-12)  # the weights stand still
-    model = build_model(config(**fields))
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout | torch.nn.Dropout2d):
-            module.p = 0.0
+    model = without_dropout(build_model(config(**fields)))
     row, = fit(model, only_train(glyph_data), config(**fields))
     with torch.no_grad():
         logits = torch.cat([model(image[None]) for image in glyph_data.train.images]).double()
@@ -230,17 +276,66 @@ def test_scale_zero_freezes_the_localization_network_over_several_epochs(glyph_d
     assert not same_weights(learning.localization, start)
 
 
-def test_the_optimizer_is_sgd_as_configured():
-    model = build_model(config())
+@pytest.mark.parametrize("fields", [{}, dict(model="compact"), dict(model="strong", width=0.1), dict(stn=False)])
+def test_the_optimizer_is_sgd_as_configured_and_decays_matrices_only(fields):
+    model = build_model(config(**fields))
     optimizer = make_optimizer(model, config(learning_rate=0.2, localization_lr_scale=0.5, momentum=0.9,
-                                             weight_decay=1e-3))
+                                             weight_decay=1e-3, **fields))
     assert type(optimizer) is torch.optim.SGD
-    groups = optimizer.param_groups
-    assert [(g["lr"], g["momentum"], g["nesterov"], g["weight_decay"]) for g in groups] == [
-        (0.2, 0.9, True, 1e-3), (0.1, 0.9, True, 1e-3)]
-    assert sorted(id(p) for g in groups for p in g["params"]) == sorted(map(id, model.parameters()))
-    plain = make_optimizer(build_model(config(stn=False)), config(stn=False))
-    assert len(plain.param_groups) == 1 and not plain.param_groups[0]["nesterov"]
+    group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    assert len(group_of) == sum(len(group["params"]) for group in optimizer.param_groups)  # each in one group only
+    assert sorted(group_of) == sorted(map(id, model.parameters()))
+    normalizing = {id(p) for layer in model.modules() if isinstance(layer, torch.nn.BatchNorm2d)
+                   for p in layer.parameters()}
+    assert bool(normalizing) == ("model" in fields)
+    for name, p in model.named_parameters():
+        group = group_of[id(p)]
+        rate = 0.1 if name.startswith("localization") else 0.2
+        decay = 0 if name.endswith("bias") or id(p) in normalizing else 1e-3
+        assert (group["lr"], group["initial_lr"], group["weight_decay"]) == (rate, rate, decay), name
+        assert group["momentum"] == 0.9 and group["nesterov"]
+    plain = make_optimizer(model, config(**fields))
+    assert not any(group["nesterov"] or group["momentum"] or group["weight_decay"] for group in plain.param_groups)
+
+
+def test_weight_decay_shrinks_what_it_is_for_and_nothing_else(glyph_data):
+    """One step at a rate so low that the gradients do nothing, with a decay that takes a tenth away."""
+    fields = dict(model="compact", batch_size=203, learning_rate=1e-6, localization_lr_scale=1.0)
+    data, start = only_train(glyph_data), build_model(config(**fields)).state_dict()
+    model, _ = trained(data, weight_decay=1e5, **fields)
+    for name, p in model.named_parameters():
+        expected = 0.9 * start[name] if p.ndim > 1 else start[name]
+        torch.testing.assert_close(p.detach(), expected, atol=1e-4, rtol=0)
+        assert p.ndim == 1 or "regressor" in name or (p - start[name]).abs().max() > 1e-3
+
+
+# ---- the learning rate over the run ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("fields", "rates"), [
+    (dict(), [1, 1, 1, 1]), (dict(schedule="linear"), [13 / 16, 9 / 16, 5 / 16, 1 / 16]),
+    (dict(warmup=0.5), [3 / 8, 7 / 8, 1, 1]), (dict(warmup=0.5, schedule="linear"), [3 / 8, 7 / 8, 5 / 8, 1 / 8])])
+def test_each_epoch_ends_with_the_rate_of_its_last_step(glyph_data, fields, rates):
+    few = only_train(glyph_data, 8)  # 4 steps an epoch
+    _, history = trained(few, epochs=4, batch_size=2, learning_rate=0.01, **fields)
+    assert [row["learning_rate"] for row in history] == pytest.approx([0.01 * rate for rate in rates])
+
+
+@pytest.mark.parametrize("fields", [dict(warmup=0.5), dict(warmup=0.5, schedule="linear"), dict(schedule="linear")])
+def test_the_rate_of_every_step_follows_the_schedule(glyph_data, monkeypatch, fields):
+    seen, call = [], steps.Step.__call__
+
+    def watched(step, index):
+        seen.append([group["lr"] / group["initial_lr"] for group in step.optimizer.param_groups])
+        return call(step, index)
+
+    monkeypatch.setattr(steps.Step, "__call__", watched)
+    trained(only_train(glyph_data, 8), epochs=3, batch_size=2, **fields)
+    done = np.arange(12) / 12
+    expected = np.interp(done, [0, 0.5, 1], [0, 1, 0 if "schedule" in fields else 1])
+    if "warmup" not in fields:
+        expected = 1 - done
+    assert np.allclose(seen, expected[:, None])  # in all groups alike
 
 
 # ---- ends -----------------------------------------------------------------------------------------------------------
@@ -252,6 +347,21 @@ def test_on_epoch_end_is_called_once_an_epoch_with_model_and_history(glyph_data)
     history = fit(model, only_train(glyph_data), config(epochs=3),
                   on_epoch_end=lambda m, h: calls.append((m, [row["epoch"] for row in h])))
     assert calls == [(model, [1]), (model, [1, 2]), (model, [1, 2, 3])] and len(history) == 3
+
+
+@pytest.mark.parametrize("fields", [dict(), dict(model="compact")])
+def test_a_model_is_handed_out_in_evaluation_mode(glyph_data, fields):
+    modes = []
+
+    def look(model, history):
+        modes.append(model.training)
+        model.train()  # what the callback leaves behind is its own affair
+        if len(history) == 2:
+            raise KeyboardInterrupt
+
+    model = build_model(config(**fields))
+    fit(model, only_train(glyph_data, 80), config(epochs=3, **fields), on_epoch_end=look)
+    assert modes == [False, False] and not model.training
 
 
 def test_ctrl_c_in_the_callback_returns_the_history_so_far(glyph_data, capsys):
@@ -382,6 +492,70 @@ def test_evaluate_has_no_dropout_and_restores_the_mode(glyph_data, mode):
         noisy = F.cross_entropy(model(glyph_data.test.images), glyph_data.test.labels).item()
     assert abs(noisy - first.loss) > 1e-4
     assert all(p.grad is None for p in model.parameters())
+
+
+# ---- test-time averaging --------------------------------------------------------------------------------------------
+
+
+def six_views(image):
+    """[(weight, picture)] of one picture (C, S, S), by numpy: as it is, up left, down right; each also mirrored."""
+    size = image.shape[-1]
+    wide = np.pad(image, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    views = []
+    for corner, weight in ((1, 1 / 4), (2, 1 / 8), (0, 1 / 8)):
+        view = wide[:, corner:corner + size, corner:corner + size]
+        views += [(weight, view), (weight, view[:, :, ::-1])]
+    return [(weight, torch.from_numpy(view.copy())) for weight, view in views]
+
+
+@pytest.mark.parametrize(("batch_size", "fields"), [(130, dict()), (37, dict(model="compact")), (1, dict(stn=False))])
+def test_averaged_metrics_equal_a_loop_over_pictures_and_views(glyph_data, batch_size, fields):
+    model, _ = trained(glyph_data, learning_rate=0.05, batch_size=16, localization_lr_scale=1.0, **fields)
+    test, rows = glyph_data.test[:50], []
+    with torch.no_grad():
+        for image in test.images.numpy():
+            weights, views = zip(*six_views(image), strict=True)
+            rows.append(np.average(model.eval()(torch.stack(views)).double().numpy(), axis=0, weights=weights))
+    logits, labels = np.stack(rows), test.labels.numpy()
+    losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(50), labels]
+    metrics = evaluate(model.train(), test, batch_size, averaged=True)
+    assert model.training  # restored
+    assert metrics.loss == pytest.approx(losses.mean(), rel=1e-5)
+    assert metrics.accuracy == (logits.argmax(1) == labels).mean()
+    counts = np.zeros((10, 10), dtype=int)
+    np.add.at(counts, (labels, logits.argmax(1)), 1)
+    assert metrics.confusion.tolist() == counts.tolist()
+    single = evaluate(model, test, batch_size)
+    assert abs(single.loss - metrics.loss) > 1e-4  # another measurement
+    plain = evaluate(model, test, batch_size, averaged=False)
+    assert plain[:2] == single[:2] and torch.equal(plain.confusion, single.confusion)
+
+
+def test_where_all_views_are_alike_averaging_changes_nothing(glyph_data):
+    """The negative control: pictures of one colour each, and a model that answers the same whatever it sees."""
+    model, _ = trained(glyph_data, epochs=2, learning_rate=0.02, stn=False)
+    levels = torch.arange(0, 256, 5, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 32, 32)
+    plain = Split(levels, torch.arange(len(levels)) % 10)
+    assert evaluate(model, plain, averaged=True).loss == pytest.approx(evaluate(model, plain).loss, rel=1e-6)
+    with torch.no_grad():
+        model.classifier.head[-1].weight.zero_()
+    single, averaged = evaluate(model, glyph_data.test), evaluate(model, glyph_data.test, averaged=True)
+    assert averaged.loss == pytest.approx(single.loss, rel=1e-6) and averaged.accuracy == single.accuracy
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_the_plain_pair_counts_as_much_as_both_shifted_pairs(dtype):
+    """A "model" that answers the picture's four corners tells which views it got, and how much each of them counts."""
+    image = torch.tensor([[1, 2, 3], [4, 5, 6], [7, 8, 9]], dtype=dtype).view(1, 1, 3, 3)
+
+    def corners(view):
+        assert view.dtype == dtype and view.shape == image.shape
+        return view[:, 0, [0, 0, 2, 2], [0, 2, 0, 2]].double()
+
+    plain, up_left, down_right = ([1, 3, 7, 9], [5, 6, 8, 9], [1, 2, 4, 5])
+    both_ways = [np.array(view)[[0, 1, 2, 3]] + np.array(view)[[1, 0, 3, 2]] for view in (plain, up_left, down_right)]
+    expected = 0.25 * both_ways[0] + 0.125 * both_ways[1] + 0.125 * both_ways[2]
+    assert averaged_logits(corners, image).tolist() == [expected.tolist()]
 
 
 # ---- the loss's terms for the transformer ---------------------------------------------------------------------------
@@ -548,6 +722,76 @@ def test_training_images_are_distorted_anew_each_epoch_from_seed_and_epoch_alone
     torch.testing.assert_close(first, expected, atol=1e-5, rtol=0)
 
 
+# ---- augmented training ---------------------------------------------------------------------------------------------
+
+
+def shown_pictures(data, folder=None, **fields):
+    """What each epoch of `fit` shows, (epoch, picture) in the order of the training images."""
+    model = build_model(config(**fields))
+    batches = watch_batches(model)
+    history = fit(model, data, config(**fields), folder)
+    epochs, count = torch.cat(batches).split(len(data.train)), len(data.train)
+    first = len(history) - len(epochs) + 1
+    orders = [torch.randperm(count, generator=torch.Generator().manual_seed(
+        training.epoch_seed(fields.get("seed", 0), epoch))) for epoch in range(first, len(history) + 1)]
+    return [pictures[order.argsort()] for pictures, order in zip(epochs, orders, strict=True)]
+
+
+def test_training_images_are_augmented_as_seed_and_epoch_say(numbered):
+    fields = dict(flip=True, shift=3, cutout=6, seed=2)
+    first, second = shown_pictures(numbered, epochs=2, batch_size=16, **fields)
+    for epoch, pictures in ((1, first), (2, second)):
+        rows = augment.draw(config(**fields), numbered.train.images, epoch, after_the_order(2, epoch, 100))
+        assert torch.equal(pictures, augment.apply(numbered.train.images, rows, 6))
+    torch.manual_seed(5)  # another world and other batches
+    again = shown_pictures(numbered, epochs=2, batch_size=33, learning_rate=0.02, **fields)
+    assert torch.equal(again[0], first) and torch.equal(again[1], second) and not torch.equal(first, second)
+    plain, = shown_pictures(numbered, batch_size=16, seed=2)
+    assert torch.equal(plain, numbered.train.images)  # and without it they come as they are
+
+
+def test_flips_alternate_over_epochs_and_over_a_resume(numbered, tmp_path):
+    images = numbered.train.images
+    first, second, third = shown_pictures(numbered, epochs=3, flip=True)
+    mirrored = [torch.tensor([torch.equal(a, b.flip(-1)) for a, b in zip(shown, images, strict=True)])
+                for shown in (first, second, third)]
+    assert torch.equal(mirrored[0], ~mirrored[1]) and torch.equal(mirrored[0], mirrored[2])
+    assert 30 < mirrored[0].sum() < 70
+    shown_pictures(numbered, tmp_path, epochs=1, flip=True)
+    assert [torch.equal(*pair) for pair in zip(shown_pictures(numbered, tmp_path, epochs=3, flip=True),
+                                               (second, third), strict=True)] == [True, True]
+
+
+def test_augmentation_is_for_training_images_only(glyph_data):
+    fields = dict(learning_rate=1e-12, flip=True, shift=4, cutout=12)
+    model, (row,) = trained(glyph_data, **fields)
+    val = evaluate(model, glyph_data.val)
+    assert (row["val_loss"], row["val_accuracy"]) == (val.loss, val.accuracy)
+    assert val.loss == pytest.approx(evaluate(build_model(config()), glyph_data.val).loss, rel=1e-5)
+
+
+def test_a_distortion_acts_on_the_augmented_picture_and_its_pose_is_the_known_one(numbered):
+    """The canvas is larger than the picture: shifts and holes are measured on the picture."""
+    fields = dict(distortion="translation", image_size=48, output_size=32, pose_weight=1, flip=True, shift=31,
+                  cutout=20)
+    pictures, = shown_pictures(numbered, **fields)
+    generator = after_the_order(0, 1, 100)
+    rows = augment.draw(config(**fields), numbered.train.images, 1, generator)
+    expected = distortions.apply(augment.apply(numbered.train.images, rows, 20),
+                                 distortions.draw("translation", 100, generator))
+    torch.testing.assert_close(pictures, expected, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match=r"^shift: 32 pixels, in pictures of 32; must be <= 31"):
+        shown_pictures(numbered, **fields | dict(shift=32))
+
+
+@pytest.mark.parametrize("fields", [dict(flip=True), dict(shift=1)])
+def test_a_pose_that_augmentation_would_make_wrong_is_refused(glyph_data, fields):
+    with pytest.raises(ValueError, match=r"^pose_weight: 0\.5 with flip=.* and shift=.*pose_weight=0"):
+        trained(only_train(glyph_data), pose_weight=0.5, **fields)
+    trained(only_train(glyph_data, 20), pose_weight=0.5, cutout=4)  # a hole leaves the pose as it is
+    trained(only_train(glyph_data, 20), pose_weight=0.5, distortion="rotation", **fields)  # a pose of its own
+
+
 @pytest.mark.parametrize("precision", ["fp32", "auto"])
 def test_a_distortion_on_a_larger_canvas_trains(glyph_data, precision):
     fields = dict(distortion="translation", image_size=48, output_size=32, precision=precision)
@@ -596,6 +840,10 @@ class Clock:
         self.now += self.seconds(output.dtype == torch.bfloat16, self.calls[output.dtype])
 
 
+def milliseconds(seconds):
+    return lambda narrow, call: seconds(narrow, call) / 1000
+
+
 @pytest.mark.parametrize(("seconds", "chosen"), [
     (lambda narrow, call: 1 if narrow else 5, "bf16"), (lambda narrow, call: 5 if narrow else 1, "fp32"),
     (lambda narrow, call: 1, "fp32"), (lambda narrow, call: 0.97 if narrow else 1, "fp32"),  # too little to change for
@@ -604,17 +852,70 @@ class Clock:
 ])
 def test_auto_takes_the_faster_precision(glyph_data, monkeypatch, seconds, chosen):
     model = build_model(config())
-    clock = Clock(monkeypatch, model, seconds)
+    clock = Clock(monkeypatch, model, milliseconds(seconds))
     assert choose_precision(model, glyph_data.train.images[:8], config(precision="auto")) == chosen
     assert min(clock.calls.values()) >= 5
 
 
+@pytest.mark.parametrize(("seconds", "rounds"), [(0.001, None), (1, None), (40, 2), (1000, 2)])
+def test_measuring_takes_no_longer_than_a_person_waits(glyph_data, monkeypatch, seconds, rounds):
+    model = build_model(config())
+    clock = Clock(monkeypatch, model, lambda narrow, call: seconds if call == 1 or not narrow else seconds / 2)
+    assert choose_precision(model, glyph_data.train.images[:8], config(precision="auto")) == "bf16"
+    counts = set(clock.calls.values())
+    assert len(counts) == 1 and counts != {1}  # of each precision as many, and one that is not the warm-up
+    assert counts == {rounds} if rounds else clock.now <= steps.PATIENCE + 2 * seconds
+
+
+@pytest.mark.parametrize("fields", [dict(), dict(model="compact")])  # compact: running statistics are traces too
 @pytest.mark.parametrize("mode", [True, False])
-def test_measuring_leaves_no_trace(glyph_data, mode):
-    model, untouched = build_model(config()).train(mode), build_model(config())
+def test_measuring_leaves_no_trace(glyph_data, mode, fields):
+    model, untouched = build_model(config(**fields)).train(mode), build_model(config(**fields))
     torch.manual_seed(4)
     before = torch.random.get_rng_state()
-    assert choose_precision(model, glyph_data.train.images[:8], config(precision="auto")) in ("fp32", "bf16")
+    chosen = choose_precision(model, glyph_data.train.images[:8], config(precision="auto", **fields))
+    assert chosen in ("fp32", "bf16")
     assert torch.equal(torch.random.get_rng_state(), before)
     assert all(p.grad is None for p in model.parameters()) and model.training == mode
     assert same_weights(model, untouched)
+
+
+# ---- how long it will take ------------------------------------------------------------------------------------------
+
+
+def foretold(glyph_data, monkeypatch, capsys, seconds, epochs, **fields):
+    """What is said of the time by a run of whose first two epochs each step takes `seconds(number of the step)`."""
+    model, number = build_model(config()), itertools.count(1)
+    now = [0.0]
+    monkeypatch.setattr(training.time, "perf_counter", lambda: now[0])
+
+    def pass_time(module, args, output):
+        now[0] += seconds(next(number))
+
+    def stop(model, history):
+        if len(history) == 2:
+            raise KeyboardInterrupt
+
+    model.classifier.register_forward_hook(pass_time)
+    fit(model, only_train(glyph_data, 120), config(batch_size=4, epochs=epochs, **fields), on_epoch_end=stop)
+    return re.findall(r"[^\r\n]*will take about[^\r\n]*", capsys.readouterr().out)
+
+
+UNITS = dict(minutes=60, hours=3600)
+
+
+@pytest.mark.parametrize("first", [1, 50])  # the first steps are slow: what is measured there must not count
+@pytest.mark.parametrize(("seconds", "epochs"), [(0.1, 50), (1.0, 110), (60.0, 50)])
+def test_a_long_training_is_foretold_in_words(glyph_data, monkeypatch, capsys, seconds, epochs, first):
+    lines = foretold(glyph_data, monkeypatch, capsys, lambda step: seconds * (first if step <= 5 else 1), epochs)
+    line, = lines  # told once in two epochs
+    number, unit = re.search(r"([\d.]+) (minutes|hours)", line).groups()
+    assert float(number) * UNITS[unit] == pytest.approx(seconds * 30 * epochs, rel=0.25)  # 30 steps an epoch
+    assert f"{epochs} epochs" in line and "(cpu)" in line
+    assert ("fewer epochs" in line and "GPU" in line) == (seconds * 30 * epochs > 3600)
+
+
+def test_a_short_training_is_not_talked_about(glyph_data, monkeypatch, capsys):
+    assert foretold(glyph_data, monkeypatch, capsys, lambda step: 0.03, 50) == []  # 45 s
+    assert foretold(glyph_data, monkeypatch, capsys, lambda step: 100 if step <= 3 else 0.03, 50) == []
+

@@ -1,0 +1,158 @@
+"""Studies: arms and seeds as data, what is run and what is skipped, and the tables made of it."""
+
+import math
+import statistics
+
+import pytest
+from scipy import stats
+
+from stn_cifar import report, studies, study
+from stn_cifar.__main__ import main
+from stn_cifar.config import Config
+from stn_cifar.studies import STUDIES, Study
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A study of two arms and three seeds that never trains: the configs that were run, in their order."""
+    this = Study("Does it pay?", "tutorial", {"with": {}, "without": dict(stn=False)}, common=dict(epochs=2), seeds=3)
+    monkeypatch.setitem(STUDIES, "small", this)
+    done = []
+
+    def run(config):
+        done.append(config)
+        return None, None, made_up(config)
+
+    monkeypatch.setattr(study, "run", run)
+    return done
+
+
+def made_up(config, accuracy=0.5, finished=True):
+    """A record as a run would leave it."""
+    rows = [dict(epoch=k + 1, seconds=2.0, val_accuracy=accuracy - 0.1) for k in range(config.epochs)]
+    return dict(config=config.to_dict(), dataset="CIFAR-10", parameters=1234, finished=finished,
+                epochs_done=len(rows), history=rows, machine="2 CPU cores, a chip", test=dict(accuracy=accuracy),
+                train=dict(accuracy=0.9), theta={key: dict(mean=1.1, std=0.1) for key in ("grid_scale", "moved")})
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_run_of_every_study_is_a_valid_experiment_of_its_own(name):
+    this = STUDIES[name]
+    configs = [this.config(arm, seed) for arm, seed in studies.runs_of(this)]
+    labels = {study.label(config, config.dataset) for config in configs}
+    assert len(labels) == len(configs) == len(this.arms) * this.seeds  # no two runs share a file
+    assert all(config.dataset == "cifar10" for config in configs)  # never glyphs where CIFAR-10 is missing
+    assert all(bool(config.val_size) == this.choice for config in configs)  # no choice is made on test images
+
+
+def test_arms_differ_from_the_first_in_what_they_name_and_in_nothing_else():
+    for this in STUDIES.values():
+        first = this.config(next(iter(this.arms)), 1).to_dict()
+        named = this.arms[next(iter(this.arms))]
+        for arm, changes in this.arms.items():
+            config = this.config(arm, 1).to_dict()
+            differ = {key for key in config if config[key] != first[key]}
+            assert differ <= set(changes) | set(named), arm
+            assert differ or arm == next(iter(this.arms))
+
+
+def test_a_study_runs_what_is_missing_and_goes_on_where_it_stopped(small, tmp_path, capsys):
+    studies.run_study("small", tmp_path)
+    assert [(c.stn, c.seed) for c in small] == [(True, 0), (False, 0), (True, 1), (False, 1), (True, 2), (False, 2)]
+    assert all(c.epochs == 2 and c.dataset == "cifar10" for c in small)
+    files = sorted((tmp_path / "study-small").iterdir())
+    assert len(files) == 6
+    files[3].unlink()
+    studies.run_study("small", tmp_path)
+    assert len(small) == 7 and sorted((tmp_path / "study-small").iterdir()) == files
+    assert capsys.readouterr().out.count("there already") == 5
+    studies.run_study("small", tmp_path, epochs=1)  # other runs than those: all are made, none is overwritten
+    assert len(small) == 13 and all(c.epochs == 1 for c in small[7:])
+
+
+def test_a_study_that_somebody_stops_is_stopped_whole(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "run", lambda config: (None, None, made_up(config, finished=False)))
+    studies.run_study("small", tmp_path)
+    path, = (tmp_path / "study-small").iterdir()
+    assert path.stem.endswith("-stopped")  # so that the next call runs it again
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 6, 7])
+def test_shards_share_all_runs_out_without_overlap(number):
+    this = STUDIES["ladder"]
+    shards = [studies.runs_of(this, f"{k}/{number}") for k in range(1, number + 1)]
+    assert sorted(run for shard in shards for run in shard) == sorted(studies.runs_of(this))
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "2", "a/b", "1/0", "-1/2", "1/2/3", ""])
+def test_a_shard_that_is_none_is_told(shard):
+    with pytest.raises(ValueError, match=r"^shard: .*must be k/n"):
+        studies.runs_of(STUDIES["ladder"], shard)
+
+
+def test_the_command_line_runs_a_study(small, tmp_path, capsys):
+    assert main(["study", "small", "--results", str(tmp_path), "--shard", "2/3", "--epochs", "1"]) == 0
+    assert [(c.stn, c.seed, c.epochs) for c in small] == [(False, 0, 1), (True, 2, 1)]
+    assert main(["study", "smal", "--results", str(tmp_path)]) == 2
+    assert "study: 'smal' is unknown" in capsys.readouterr().err
+    assert main(["study", "small", "--results", str(tmp_path), "--shard", "5/3"]) == 2
+    assert "shard: '5/3'" in capsys.readouterr().err
+
+
+def records(this, accuracies):
+    """arm -> accuracy of each seed."""
+    return [made_up(this.config(arm, seed), accuracy)
+            for arm, values in accuracies.items() for seed, accuracy in enumerate(values)]
+
+
+def rows_of(table):
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
+
+
+def test_differences_are_paired_by_seed_with_students_interval(small):
+    with_it, without = (0.50, 0.56, 0.61), (0.48, 0.55, 0.58)
+    table = report.study_table("small", records(STUDIES["small"], {"with": with_it, "without": without}))
+    first, second = rows_of(table)
+    assert table.startswith("Does it pay?") and "Measured on 2 CPU cores, a chip." in table
+    assert first["arm"] == "with" and first["difference, points (95 %)"] == "-" and first["n"] == "3"
+    differences = [100 * (b - a) for a, b in zip(with_it, without, strict=True)]
+    expected = stats.t.interval(0.95, 2, loc=statistics.mean(differences), scale=stats.sem(differences))
+    mean, half = map(float, second["difference, points (95 %)"].split(" ± "))
+    assert mean == pytest.approx(statistics.mean(differences), abs=0.051)
+    assert half == pytest.approx((expected[1] - expected[0]) / 2, abs=0.1)
+    assert second["test accuracy"] == f"{100 * statistics.mean(without):.1f} ± {100 * statistics.stdev(without):.1f} %"
+
+
+def test_what_lacks_its_pair_or_its_runs_is_not_compared(small):
+    this = STUDIES["small"]
+    table = report.study_table("small", [made_up(this.config("with", 0), 0.5), made_up(this.config("without", 1), 0.6)])
+    assert [row["difference, points (95 %)"] for row in rows_of(table)] == ["-", "-"]
+    table = report.study_table("small", [made_up(this.config("with", 0), 0.5), made_up(this.config("without", 0), 0.6)])
+    assert rows_of(table)[1]["difference, points (95 %)"] == "+10.0 (one pair)"
+    trial = made_up(this.config("with", 0).replace(epochs=1), 0.9)
+    assert len(rows_of(report.study_table("small", [trial]))) == 0  # a trial is not the study
+
+
+def test_a_choice_is_made_on_validation_images(small, monkeypatch):
+    this = Study("Which?", "tutorial", {"a": {}, "b": dict(stn=False)}, common=dict(val_size=10), choice=True, seeds=1)
+    monkeypatch.setitem(STUDIES, "small", this)
+    row = rows_of(report.study_table("small", records(this, {"a": [0.5], "b": [0.7]})))[0]
+    assert row["validation accuracy"] == "40.0 %" and "test accuracy" not in row  # made_up: 10 points lower
+
+
+def test_students_t_is_near_enough_for_all_numbers_of_runs():
+    for freedom in [*range(1, 40), 100, 1000]:
+        assert report.t_quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=0.01)
+
+
+def test_report_makes_a_studys_table_in_its_place(small, tmp_path):
+    for record in records(STUDIES["small"], {"with": [0.5, 0.6], "without": [0.4, 0.45]}):
+        study.save(record, tmp_path / "study-small")
+    assert report.folder_table(tmp_path / "study-small") == report.study_table(
+        "small", study.load_results(tmp_path / "study-small"))
+    study.save(made_up(Config()), tmp_path / "study-none-of-ours")
+    assert "preset" in report.folder_table(tmp_path / "study-none-of-ours")
+    assert math.isclose(report.accuracy(made_up(Config(), 0.3), STUDIES["small"]), 0.3)
