@@ -12,7 +12,7 @@ from .checkpoints import CheckpointError
 from .config import PRESETS, Config
 from .data import DataError, load_data
 from .film import Film
-from .report import NOTEBOOK, write_report
+from .report import NOTEBOOK, accuracy_against_angle, runs_by_arm, turns_left, write_report
 from .training import NonFiniteLoss
 
 EXAMPLES = """examples:
@@ -67,8 +67,10 @@ def train(preset: str, results: Path, images: Path, checkpoint_dir: Path | None,
         "means": plots.class_means(model, data, title),
         "confusion": plots.confusion(record["test"]["confusion"], data.classes, title),
         "mistakes": plots.mistakes(model, data, title),
-        "robustness": plots.robustness({"this model": diagnostics.robustness(model, data.test[:1000])}, title),
     }
+    upright = load_data(config.replace(distortion=None)).test[:1000]
+    if upright.images.shape[-1] == config.image_size:  # not on a larger canvas
+        figures["robustness"] = plots.robustness({"this model": diagnostics.robustness(model, upright)}, title)
     for name, figure in figures.items():
         figure.savefig(images / f"{path.stem}-{name}.png")
     film.gif(images / f"{path.stem}-film.gif")
@@ -115,10 +117,25 @@ def run_study(name: str, shard: str, results: Path, **overrides) -> None:
     studies.run_study(name, results, shard, **{key: value for key, value in overrides.items() if value is not None})
 
 
-def report(readme: Path, results: Path, notebook: Path) -> None:
-    """Bring README up to date: the tables from `results`, and the Colab link from the notebook's REPO_URL."""
+def report(readme: Path, results: Path, notebook: Path, images: Path) -> None:
+    """Bring README up to date: the tables from `results`, the studies' figures, and the Colab link from the notebook's
+    REPO_URL."""
     write_report(readme, results, notebook)
     print(f"{readme}: tables and Colab link written")
+    _check_writable(images)
+    for name, this in studies.STUDIES.items():
+        if not this.angles:
+            continue
+        arms = runs_by_arm(name, study.load_results(results / f"study-{name}"))
+        title = (f"CIFAR-10 · study {name} · epoch {this.config(next(iter(this.arms)), 0).epochs} · "
+                 f"n = {max(map(len, arms.values()))}")
+        against = {arm: known for arm, runs in arms.items() if (known := accuracy_against_angle(runs))}
+        left = {arm: counts for arm, runs in arms.items() if (counts := turns_left(runs))}
+        for kind, figure, measured in (("angle", plots.robustness, against), ("left", plots.residual_angles, left)):
+            if measured:
+                path = images / f"study-{name}-{kind}.png"
+                figure(measured, title).savefig(path)
+                print(f"figure: {path}")
 
 
 def _check_writable(folder: Path) -> None:
@@ -178,6 +195,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--readme", type=Path, default=Path("README.md"), help="the file to write into")
     sub.add_argument("--results", type=Path, default=study.RESULTS, help="folder of records (default: results)")
     sub.add_argument("--notebook", type=Path, default=NOTEBOOK, help="the notebook whose REPO_URL is the address")
+    sub.add_argument("--images", type=Path, default=Path("images"), help="folder for the figures (default: images)")
     return parser
 
 

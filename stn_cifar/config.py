@@ -13,7 +13,8 @@ import torch
 TRANSFORMS = ("translation", "rotation", "attention", "similarity", "affine", "projective", "tps")
 DISTORTIONS = ("rotation45", "rotation90", "rotation", "translation", "scale", "rts", "similarity", "affine",
                "projective", "elastic", "clutter")
-MODELS = ("tutorial", "compact", "strong")
+MODELS = ("tutorial", "compact", "strong", "light")
+TAUGHT = ("rotation", "similarity")  # the families that a distribution over poses can answer for
 
 
 def _knob(default, help, *, low=None, high=None, above=None, choices=None):
@@ -39,9 +40,15 @@ class Config:
     # model
     model: str = _knob("tutorial", "architecture of localization network and classifier", choices=MODELS)
     transform: str = _knob("affine", "transformer family", choices=TRANSFORMS)
-    width: float = _knob(1.0, "channels of the classifier's layers, as a multiple (compact and strong only)", low=0.1,
+    width: float = _knob(1.0, "channels of the classifier's layers, as a multiple (not the tutorial's)", low=0.1,
                          high=8)
     stn: bool = _knob(True, "False: the same classifier without the transformer (the control)")
+    localization_width: float = _knob(1.0, "channels of the localization network's layers, as a multiple (light only)",
+                                      low=0.1, high=8)
+    quarter_turns: str = _knob("none", "which networks share their weights over turns by 90 degrees (light only)",
+                               choices=("none", "localization", "classifier"))
+    shared_layers: int = _knob(0, "first layers of the classifier that the localization network has too (light only)",
+                               low=0, high=3)
     iterations: int = _knob(1, "alignment steps, each resampling the original image (matrix families)", low=1)
     padding_mode: str = _knob("zeros", "what lies outside the picture; zeros: the mean colour, as pixels are "
                               "normalized before sampling", choices=("zeros", "border", "reflection"))
@@ -77,6 +84,11 @@ class Config:
     scale_weight: float = _knob(0.0, "weight of the penalty on a scale beyond max_scale or 1/max_scale", low=0)
     max_scale: float = _knob(1.5, "scale from which scale_weight sets in", low=1)
     pose_weight: float = _knob(0.0, "weight of the known pose's loss (needs a distortion or glyphs)", low=0)
+    pose_cells: int = _knob(0, "cells of a distribution over each quantity of the pose, which the localization network "
+                            "answers with and pose_weight teaches; 0: it answers with one pose. With stn=False a second "
+                            "head of the classifier learns it, and nothing is warped", low=0, high=360)
+    pose_curriculum: float = _knob(0.0, "share of the training images that the classifier is shown with their true pose "
+                                   "undone, at the start; falls evenly to none at the end (with pose_cells)", low=0, high=1)
     # the run
     seed: int = _knob(0, "seed of initialisation, data order, dropout, augmentation and distortion", low=0,
                       high=2**31 - 1)
@@ -98,8 +110,44 @@ class Config:
         if self.width != 1 and self.model == "tutorial":
             raise ValueError(f"width: {self.width!r} with model='tutorial', whose layers are as they are; must "
                              "be 1 there, or the model 'compact' or 'strong'")
+        self._check_light()
+        self._check_taught()
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device: 'cuda' asked for, but torch sees no CUDA device; use 'cpu' or 'auto'")
+
+    def _check_light(self):
+        """The fields that only the light networks have."""
+        for name, plain in (("localization_width", 1), ("quarter_turns", "none"), ("shared_layers", 0)):
+            if getattr(self, name) != plain and self.model != "light":
+                raise ValueError(f"{name}: {getattr(self, name)!r} with model={self.model!r}; only the model 'light' has "
+                                 f"it, so it must be {plain!r}, or model='light'")
+        if self.shared_layers and self.quarter_turns != "none":
+            raise ValueError(f"shared_layers: {self.shared_layers} with quarter_turns={self.quarter_turns!r}; the two "
+                             "networks' layers are of different kinds then, so it must be 0, or quarter_turns='none'")
+        if self.quarter_turns == "localization" and not (self.stn and self.pose_cells and self.transform == "rotation"):
+            raise ValueError("quarter_turns: 'localization' answers with a distribution over turns; it needs stn=True, "
+                             "transform='rotation' and pose_cells, such as 36")
+
+    def _check_taught(self):
+        """What a distribution over poses needs."""
+        if self.pose_curriculum and not (self.pose_cells and self.stn):
+            raise ValueError(f"pose_curriculum: {self.pose_curriculum} undoes what a taught transformer is to undo; it "
+                             "needs stn=True and pose_cells, such as 36, or must be 0")
+        if not self.pose_cells:
+            return
+        if self.pose_cells % 4 or self.pose_cells < 12:
+            raise ValueError(f"pose_cells: {self.pose_cells}; must be 0, or a multiple of 4 from 12 on, such as 36")
+        if not self.pose_weight:
+            raise ValueError(f"pose_cells: {self.pose_cells} with pose_weight=0, by which nothing would teach them; set "
+                             "pose_weight, such as 1, or pose_cells=0")
+        if self.transform not in TAUGHT:
+            raise ValueError(f"transform: {self.transform!r} with pose_cells={self.pose_cells}; must be one of "
+                             f"{', '.join(map(repr, TAUGHT))}")
+        if self.iterations > 1:
+            raise ValueError(f"iterations: {self.iterations} with pose_cells={self.pose_cells}; must be 1")
+        if not self.stn and self.model != "light":
+            raise ValueError(f"pose_cells: {self.pose_cells} with stn=False is a second head of the classifier, which "
+                             "only the model 'light' has; set model='light', or pose_cells=0")
 
     @classmethod
     def preset(cls, name, /, **overrides):
@@ -182,4 +230,11 @@ PRESETS = {
     # identity (without it "upright" drifts: one seed turned all glyphs by a further 10 degrees).
     "glyphs": dict(dataset="glyphs", model="tutorial", transform="similarity", learning_rate=0.01, identity_weight=0.05,
                    localization_lr_scale=1.0, schedule="linear", batch_size=64, epochs=30, val_size=0),
+    # CIFAR-10 turned by any angle, and a transformer that is told, in training, how each picture was turned. Small, for
+    # many runs on few cores. What did it (README has the numbers): a distribution over turns instead of one answer;
+    # weights shared over quarter turns; a classifier that is shown upright pictures first.
+    "taught": dict(model="light", transform="rotation", distortion="rotation", pose_weight=1.0, pose_cells=36,
+                   pose_curriculum=1.0, quarter_turns="localization", localization_width=2.0, learning_rate=0.1,
+                   localization_lr_scale=1.0, momentum=0.9, weight_decay=5e-4, schedule="linear", warmup=0.15,
+                   batch_size=128, flip=True, epochs=8),
 }

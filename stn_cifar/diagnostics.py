@@ -57,7 +57,7 @@ def evaluating(model) -> Iterator[None]:
         model.train(was_training)
 
 
-def survey(model, images: Tensor, batch_size: int = 1000) -> Survey:
+def survey(model, images: Tensor, batch_size: int = 250) -> Survey:
     """The model's answers for `images` (N, C, S, S), in evaluation mode; the training mode is restored."""
     parts = []
     with evaluating(model):
@@ -167,7 +167,7 @@ def quantiles(seen: Survey) -> dict[str, list[float]]:
     return {name: values.double().quantile(levels).tolist() for name, values in columns.items()}
 
 
-def accuracy_against(model, split: Split, quantity: str, values: Sequence[float], batch_size: int = 500) -> list[float]:
+def accuracy_against(model, split: Split, quantity: str, values: Sequence[float], batch_size: int = 250) -> list[float]:
     """Accuracy of `model` on the images of `split`, all distorted alike, for each of `values` of one `quantity`.
 
     quantity: one of distortions.UPRIGHT but "bend", in its units; ValueError for others. The value that UPRIGHT gives
@@ -209,6 +209,9 @@ def interval(accuracy: float, count: int) -> tuple[float, float]:
     return min(low, accuracy), max(high, accuracy)  # at 0 and 1 rounding could put it outside
 
 
+BIN = 5  # degrees, of Recovery.histogram
+
+
 class Recovery(NamedTuple):
     """What is left of a known pose after the transformer's answer, each (N,); zero where it was undone."""
 
@@ -225,6 +228,10 @@ class Recovery(NamedTuple):
             median_abs_log_scale=self.log_scale.abs().median().item(),
             median_shift=self.shift.median().item(),
         )
+
+    def histogram(self) -> list[int]:
+        """How many images are left with an angle of 0 to BIN degrees, of BIN to 2 BIN, and so on up to 180."""
+        return self.angle.clamp(0, 179.999).div(BIN).long().bincount(minlength=180 // BIN).tolist()
 
 
 def pose_recovery(applied: Tensor | None, answered: Tensor) -> Recovery | None:

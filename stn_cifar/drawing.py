@@ -11,6 +11,7 @@ from .diagnostics import evaluating
 
 # Okabe and Ito's colours, told apart with any colour vision
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#555555"
+SKY, PURPLE = "#56B4E9", "#CC79A7"
 WIDTH = 8  # inches, at 100 dots per inch
 LETTERS = dict(title=76, text=112, below=122)  # that fit on a line
 FINE = 95  # points along each side of a region, besides its edges: lines bend smoothly; odd: one is in the middle

@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from .classifier import feature_size
+from .classifier import feature_size, light_features
+from .quarter_turns import seen_from_each_turn
 
 
 class TutorialLocalization(nn.Module):
@@ -56,6 +57,44 @@ class CompactLocalization(nn.Module):
 
     def forward(self, images):
         return self.regressor(self.features(images))
+
+
+class LightLocalization(nn.Module):
+    """`light_features` and one fully connected layer on their maps: (B, C, S, S) -> (B, len(start)).
+
+    A fresh network answers `start` for every image. shared: the first layers, a Sequential that the classifier has too
+    (Finnveden et al. 2020, arXiv 2004.11678); both tasks teach them.
+    """
+
+    def __init__(self, channels, size, start, width, shared=None):
+        super().__init__()
+        shared = shared or nn.Sequential()
+        self.features = nn.Sequential(*shared, *light_features(channels, width)[len(shared):], nn.Flatten())
+        self.regressor = nn.Linear(feature_size(self.features, channels, size), len(start))
+        start_at(self.regressor, start)
+
+    def forward(self, images):
+        return self.regressor(self.features(images))
+
+
+class QuarterTurnLocalization(nn.Module):
+    """For rotation by cells: group convolutions over quarter turns, then one layer for all four of them.
+
+    (B, C, S, S) -> logits (B, cells), cells a multiple of 4. For a picture turned counter-clockwise by 90 degrees it
+    answers the same logits, moved back by a quarter of the cells. So a fresh one answers the first quarter of `start`
+    (cells,) four times.
+    """
+
+    def __init__(self, channels, size, start, width):
+        super().__init__()
+        self.features = nn.Sequential(light_features(channels, width, turns=True), nn.AdaptiveMaxPool2d(1), nn.Flatten())
+        first = start[:len(start) // 4]
+        self.regressor = nn.Linear(feature_size(self.features, channels, size), len(first))
+        start_at(self.regressor, first)
+
+    def forward(self, images):
+        # quarter r of the cells: how upright the picture would be, were it turned by r quarters
+        return self.regressor(seen_from_each_turn(self.features(images))).flatten(1)
 
 
 def start_at(layer, identity):

@@ -17,12 +17,12 @@ from .config import Config
 from .data import Data
 from .diagrams import diagram, families
 from .distortions import LOG_UNIFORM, UPRIGHT
-from .drawing import BLUE, GREEN, GREY, ORANGE, RED, page, short
+from .drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, page, short
 from .pictures import class_means, first_of_each_class, mistakes, one, pairs, samples, strip, where
 
 __all__ = ["BLUE", "GREEN", "GREY", "ORANGE", "RED", "class_means", "compare", "confusion", "curves", "diagram",
-           "families", "first_of_each_class", "mistakes", "one", "pairs", "robustness", "samples", "strip",
-           "theta_bands", "theta_histograms", "title_of", "where"]
+           "families", "first_of_each_class", "mistakes", "one", "pairs", "residual_angles", "robustness", "samples",
+           "strip", "theta_bands", "theta_histograms", "title_of", "where"]
 
 TUTORIAL_TEST = 0.57  # the original experiment this project began with
 # quantity -> title, unit, its value for the identity, a range always shown: so rounding errors do not look like news
@@ -38,7 +38,8 @@ DISTORTED = dict(angle="rotation, degrees", shift_x="shift to the side, half-wid
 # told apart by line and marker too
 STYLES = [dict(color=BLUE, marker="o"), dict(color=RED, marker="s", linestyle="--"),
           dict(color=GREEN, marker="^", linestyle="-."), dict(color=ORANGE, marker="D", linestyle=":"),
-          dict(color=GREY, marker="v", linestyle=(0, (6, 1, 1, 1)))]
+          dict(color=GREY, marker="v", linestyle=(0, (6, 1, 1, 1))), dict(color=SKY, marker="P"),
+          dict(color=PURPLE, marker="X", linestyle="--"), dict(color="black", marker="*", linestyle="-.")]
 
 
 def title_of(config: Config, data: Data, epoch: int | None = None) -> str:
@@ -186,6 +187,23 @@ def robustness(arms: dict[str, dict[str, dict[str, list[float]]]], title: str, c
     fig.axes[0].set_ylabel("accuracy", fontsize=9)
     fig.legend(*fig.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8.5,
                frameon=False)
+    return fig
+
+
+def residual_angles(arms: dict[str, list[int]], title: str) -> Figure:
+    """What is left of a known turn after the transformer: for each arm the counts of `Recovery.histogram`."""
+    fig = page(3.4, title, "Upright: at the left. Upside down: at the right. Dotted: nothing learnt, all angles alike.")
+    ax = fig.subplots()
+    for (name, counts), style in zip(arms.items(), cycle(STYLES)):
+        shares = torch.tensor(counts) / max(1, sum(counts))
+        edges = torch.arange(len(counts) + 1) * diagnostics.BIN
+        ax.stairs(shares, edges, color=style["color"], linestyle=style.get("linestyle", "-"), linewidth=1.8, label=name)
+    ax.axhline(diagnostics.BIN / 180, color=GREY, linestyle=":", linewidth=1)
+    ax.set(xlabel="angle left, degrees", ylabel=f"share of images, per {diagnostics.BIN}°", xlim=(0, 180), ylim=(0, None))
+    ax.xaxis.set_major_locator(MultipleLocator(30))
+    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.legend(fontsize=9)
+    _tidy(ax)
     return fig
 
 

@@ -6,9 +6,9 @@ import re
 import statistics
 from pathlib import Path
 
-from . import studies
+from . import distortions, studies
 from .config import Config
-from .study import RESULTS, changed_fields, label, load_results
+from .study import HYPOTHESES, RESULTS, changed_fields, label, load_results
 
 NOTEBOOK = Path("notebooks/stn_cifar10.ipynb")
 
@@ -42,30 +42,77 @@ def results_table(records: list[dict]) -> str:
 
 def study_table(name: str, records: list[dict]) -> str:
     """README's table of a study: one row an arm, over its seeds; differences to the first arm are paired by seed."""
-    this = studies.STUDIES[name]
-    labelled = {label(Config(**r["config"]), r["dataset"]): r for r in records}
-    by_arm = {arm: {seed: labelled[key] for seed in range(this.seeds)
-                    if (key := label(this.config(arm, seed), "cifar10")) in labelled} for arm in this.arms}
+    this, arms = studies.STUDIES[name], runs_by_arm(name, records)
     measured = "validation" if this.choice else "test"
-    columns = ["arm", "parameters", "epochs", f"{measured} accuracy", "difference, points (95 %)", "region's size",
-               "moved", "s an epoch", "n"]
-    rows = [columns, ["---"] * len(columns)]
-    first = next(iter(by_arm.values()))
-    for arm, runs in by_arm.items():
+    first, rows = next(iter(arms.values())), []  # the first arm, be there runs of it or not
+    for arm, runs in arms.items():
         if not runs:
             continue
         one = next(iter(runs.values()))
         difference = [100 * (accuracy(runs[s], this) - accuracy(first[s], this)) for s in runs if s in first]
-        rows.append([
-            arm, f"{one['parameters']:,}", str(one["epochs_done"]),
-            spread([100 * accuracy(r, this) for r in runs.values()], " %"),
-            "-" if runs is first else interval(difference),
-            *(spread([r["theta"][key]["mean"] for r in runs.values()], "", digits=2)
-              for key in ("grid_scale", "moved")),
-            f"{statistics.median(row['seconds'] for r in runs.values() for row in r['history']):.1f}", str(len(runs))])
+        rows.append({
+            "arm": arm, "parameters": f"{one['parameters']:,}", "epochs": str(one["epochs_done"]),
+            f"{measured} accuracy": spread([100 * accuracy(r, this) for r in runs.values()], " %"),
+            "difference, points (95 %)": "-" if runs is first else interval(difference),
+            **more_columns(list(runs.values())),
+            "s an epoch": f"{statistics.median(row['seconds'] for r in runs.values() for row in r['history']):.1f}",
+            "n": str(len(runs))})
     machines = ", ".join(sorted({r["machine"] for r in records}))
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    optional = more_columns([])  # left out where no arm fills them
+    columns = [name for name in (rows or [{}])[0] if name not in optional or any(row[name] != "-" for row in rows)]
+    lines = [columns, ["---"] * len(columns), *([row[name] for name in columns] for row in rows)]
+    lines = ["| " + " | ".join(line) + " |" for line in lines]
     return "\n".join([this.question, "", *lines, "", f"Measured on {machines}."])
+
+
+def runs_by_arm(name: str, records: list[dict]) -> dict[str, dict[int, dict]]:
+    """The records of the study `name`: arm -> seed -> record, in the study's order; an arm may have none yet."""
+    this = studies.STUDIES[name]
+    labelled = {label(Config(**r["config"]), r["dataset"]): r for r in records}
+    return {arm: {seed: labelled[key] for seed in range(this.seeds)
+                  if (key := label(this.config(arm, seed), "cifar10")) in labelled} for arm in this.arms}
+
+
+def more_columns(runs: list[dict]) -> dict[str, str]:
+    """What else the records of one arm tell, a dash for what they do not: other tests, what is left of a known pose."""
+    def column(keys, unit, factor=1.0, digits=1, only=True):
+        found = []
+        for record in runs:
+            value = record if only else {}
+            for key in keys:
+                value = value.get(key, {})
+            found += [factor * value] if value != {} else []
+        return spread(found, unit, digits)
+
+    moves = any(record["config"]["stn"] for record in runs)
+    posed = any("pose_recovery" in record for record in runs)  # tells more than what the transformer does
+    columns = {f"over {count} poses": column(("test_hypotheses", str(count)), " %", 100) for count in HYPOTHESES}
+    columns |= {f"on {suite}": column(("suites", suite), " %", 100) for suite in distortions.DISTORTIONS}
+    columns |= {
+        "angle left, median": column(("pose_recovery", "median_angle"), "°", only=moves),
+        "within 30°": column(("pose_recovery", "within_30"), " %", 100, only=moves),
+        "scale left": column(("pose_recovery", "median_abs_log_scale"), " %", 100, only=moves),
+        "shift left, half-widths": column(("pose_recovery", "median_shift"), "", digits=2, only=moves),
+    }
+    columns |= {"region's size": column(("theta", "grid_scale", "mean"), "", digits=2, only=not posed),
+                "moved": column(("theta", "moved", "mean"), "", digits=2, only=not posed)}
+    return columns
+
+
+def accuracy_against_angle(runs: dict[int, dict]) -> dict:
+    """The mean over the runs of one arm of what a study with `angles` measured, as plots.robustness takes it."""
+    measured = [record["against"]["angle"] for record in runs.values() if "against" in record]
+    if not measured:
+        return {}
+    accuracies = zip(*(one["accuracy"] for one in measured), strict=True)
+    return dict(angle=dict(values=measured[0]["values"], accuracy=[statistics.mean(seeds) for seeds in accuracies]))
+
+
+def turns_left(runs: dict[int, dict]) -> list[int]:
+    """The histograms of the angle left of one arm's runs, added up; empty where nothing undoes a known pose."""
+    counts = [record["pose_recovery"]["histogram"] for record in runs.values()
+              if record["config"]["stn"] and "histogram" in record.get("pose_recovery", {})]
+    return [sum(seeds) for seeds in zip(*counts, strict=True)]
 
 
 def accuracy(record: dict, this: studies.Study) -> float:

@@ -6,7 +6,7 @@ import time
 import torch
 import torch.nn.functional as F
 
-from . import augment, distortions, transforms
+from . import augment, distortions, poses, transforms
 
 PATIENCE = 10  # seconds that choosing a precision may take, unless two steps of each take longer
 
@@ -23,6 +23,7 @@ class Step:
         self.precision, self.device = precision, train.images.device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self.augmentation, self.drawn = None, None  # the epoch's, and its distortions: one for each training image
+        self.told = torch.zeros((), device=self.device)  # share of images whose true pose the transformer is told
 
     def draw(self, epoch, generator):
         """Draw the epoch's augmentation and distortions, if the config has any, from a CPU generator."""
@@ -40,9 +41,10 @@ class Step:
             self.drawn.theta.copy_(drawn.theta)
             self.drawn.patches.copy_(drawn.patches)
 
-    def set_learning_rate(self, done):
-        """Set each group's learning rate for a run of which the share `done`, in [0, 1), lies behind."""
+    def set_progress(self, done):
+        """Set each group's learning rate, and what is told, for a run of which the share `done`, in [0, 1), lies behind."""
         config = self.config
+        self.told.fill_(config.pose_curriculum * (1 - done))
         if config.schedule == "constant" and not config.warmup:
             return
         share = (1 - done) / (1 - config.warmup) if config.schedule == "linear" else 1
@@ -63,11 +65,17 @@ class Step:
             images = augment.apply(images, self.augmentation[index], config.cutout)
         if self.drawn is not None:
             images, pose = distortions.apply(images, self.drawn[index]), self.drawn.theta[index]
+        told = None
+        if config.pose_cells:
+            undoing = poses.undoing(pose, config.transform)
+            told = undoing, torch.rand(len(index), device=self.device) < self.told
         with autocast(self.device, self.precision):
-            alignment = self.model.align(self.model.normalize(images))
-            logits = self.model.classifier(alignment.warped).float()
+            logits, alignment = self.model.learn(self.model.normalize(images), told)
+            logits = logits.float()
         loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
         loss = loss + transformer_loss(alignment.grid, pose, config)
+        if alignment.answer is not None:
+            loss = loss + config.pose_weight * poses.loss(alignment.answer, undoing, config.transform)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
@@ -137,8 +145,12 @@ def make_optimizer(model, config):
     rates = {model.classifier: config.learning_rate}
     if model.localization is not None:
         rates[model.localization] = config.learning_rate * config.localization_lr_scale
-    groups = [dict(params=[p for p in part.parameters() if (p.ndim > 1) == decay], lr=rate, initial_lr=rate,
-                   weight_decay=config.weight_decay if decay else 0.0)
+    if model.pose_head is not None:
+        rates[model.pose_head] = config.learning_rate
+    both = set(model.classifier.parameters())  # layers that the localization network shares learn as the classifier's
+    groups = [dict(params=[p for p in part.parameters()
+                           if (p.ndim > 1) == decay and (part is model.classifier or p not in both)],
+                   lr=rate, initial_lr=rate, weight_decay=config.weight_decay if decay else 0.0)
               for part, rate in rates.items() for decay in (True, False)]
     captured = config.cuda_graph and model.mean.is_cuda
     # fused is faster on the CPU, and can be captured; not with fp16: where the first step overflows, as loss scaling
@@ -173,7 +185,7 @@ def transformer_loss(grid, pose, config):
         area = transforms.spread(grid) / transforms.spread(still)
         log_scale = 0.5 * area.clamp_min(1e-6).log()  # finite even where the grid has collapsed to a point
         loss += config.scale_weight * F.relu(log_scale.abs() - math.log(config.max_scale)).square().mean()
-    if config.pose_weight:
+    if config.pose_weight and not config.pose_cells:  # cells are taught by poses.loss
         undone = transforms.apply(pose, grid)  # applied(answered(p)): p itself, where all is undone
         loss += config.pose_weight * (undone - still).square().sum(-1).mean()
     return loss

@@ -1,13 +1,14 @@
 """The spatial transformer network: localization + grid generator + sampler in front of a classifier."""
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from . import transforms
-from .classifier import CompactClassifier, StrongClassifier, TutorialClassifier
-from .localization import CompactLocalization, TutorialLocalization
+from . import poses, transforms
+from .classifier import CompactClassifier, LightClassifier, StrongClassifier, TutorialClassifier
+from .localization import CompactLocalization, LightLocalization, QuarterTurnLocalization, TutorialLocalization
 from .sampler import sample
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
@@ -20,6 +21,7 @@ class Alignment(NamedTuple):
     warped: torch.Tensor  # (B, C, H', W'), normalized: the classifier's input
     theta: torch.Tensor  # (B, 2, 3), projective (B, 3, 3), tps (B, control points, 2)
     grid: torch.Tensor  # (B, k H', k W', 2), k = supersample
+    answer: torch.Tensor | None = None  # the logits of a distribution over poses, where the model has one
 
 
 class STNClassifier(nn.Module):
@@ -36,16 +38,50 @@ class STNClassifier(nn.Module):
         self.family = transforms.FAMILIES[config.transform]
         # the classifier first: so a seed gives it the same start with any transformer, and without one
         self.classifier = make_classifier(config, out)
-        self.localization = make_localization(config, self.family.identity()) if config.stn else None
+        self.localization = make_localization(config, self.classifier, self.family) if config.stn else None
+        self.pose_head = None  # of the control that is told the pose too, but warps nothing
+        if config.pose_cells and not config.stn:
+            self.pose_head = nn.Linear(self.classifier.num_features,
+                                       poses.num_logits(config.transform, config.pose_cells))
         mean, std = (CIFAR10_MEAN, CIFAR10_STD) if channels == 3 else ((0.5,), (0.25,))
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("identity", self.family.identity(), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
-    def forward(self, images):
-        """Logits (B, num_classes) of `images` (B, C, S, S), uint8 or float in [0, 1]; ValueError for others."""
+    def forward(self, images, hypotheses=1):
+        """Logits (B, num_classes) of `images` (B, C, S, S), uint8 or float in [0, 1]; ValueError for others.
+
+        hypotheses: with more than one, the images are looked at in so many poses, and the logits are the logarithm of
+        the classes' mean probability: with a distribution over poses the most likely ones, weighed by their
+        probability; with stn=False, turned by equal angles all the way round.
+        """
         check_images(images, self.config)
-        return self.classifier(self.align(self.normalize(images)).warped)
+        if not isinstance(hypotheses, int) or hypotheses < 1:
+            raise ValueError(f"hypotheses: {hypotheses!r}; must be a number of poses, 1 or more")
+        images = self.normalize(images)
+        if hypotheses == 1:
+            return self.classifier(self.align(images).warped)
+        looks = self._looks(images, hypotheses)
+        # float32: a weight of nothing must not become the logarithm of zero
+        weighed = [weight.clamp_min(1e-12).log()[:, None] + self.classifier(warped).float().log_softmax(1)
+                   for warped, weight in looks]
+        total = sum(weight for _, weight in looks).clamp_min(1e-12).log()[:, None]
+        return torch.stack(weighed).logsumexp(0) - total
+
+    def _looks(self, images, count):
+        """`count` versions of normalized `images` in other poses: [(warped (B, C, S', S'), weight (B,))]."""
+        if self.localization is None:
+            turns = [2 * math.pi * k / count for k in range(count)]
+            rotation = transforms.FAMILIES["rotation"]
+            thetas = [(rotation.theta(torch.full((len(images), 1), turn, device=images.device)),
+                       images.new_full((len(images),), 1 / count)) for turn in turns]
+        elif self.config.pose_cells:
+            found = poses.hypotheses(self.localization(images), self.config.transform, count)
+            thetas = [(self.family.theta(params), probability) for params, probability in found]
+        else:
+            raise ValueError(f"hypotheses: {count}, but this transformer answers with one pose; must be 1, or the model "
+                             "one with pose_cells, or with stn=False")
+        return [(self._warp(images, theta)[0], weight) for theta, weight in thetas]
 
     def transform(self, images):
         """What the classifier sees of `images`: (warped images (B, C, S', S') in [0, 1], theta), as `forward` does it.
@@ -63,20 +99,38 @@ class STNClassifier(nn.Module):
         # one multiply-add: x / (scale std) - mean / std
         return torch.addcmul(-self.mean / self.std, images.to(self.mean.dtype), 1 / (scale * self.std))
 
-    def align(self, images):
+    def align(self, images, told=None):
         """Alignment of normalized `images`: predict, warp; with iterations > 1, predict again and compose.
+
+        told: (params (B, num_params), which (B,) of bool): where `which` holds, a distribution over poses is passed over,
+        and these parameters are taken instead.
 
         Every iteration samples the ORIGINAL image through the composed map (Lin & Lucey 2017, arXiv 1612.03897),
         so borders and blur do not pile up.
         """
         if self.localization is None:
             return self._unaligned(images)
+        if self.config.pose_cells:
+            answer = self.localization(images)
+            (best,) = poses.hypotheses(answer, self.config.transform)
+            params = best.params if told is None else torch.where(told[1][:, None], told[0], best.params)
+            theta = self.family.theta(params)
+            warped, grid = self._warp(images, theta)
+            return Alignment(warped, theta, grid, answer)
         theta = self._predict(images)
         warped, grid = self._warp(images, theta)
         for _ in range(self.config.iterations - 1):
             theta = self._predict(warped, theta)
             warped, grid = self._warp(images, theta)
         return Alignment(warped, theta, grid)
+
+    def learn(self, images, told=None):
+        """(logits, Alignment) of normalized `images`: all that a training step needs, the answer on the pose included."""
+        alignment = self.align(images, told)
+        if self.pose_head is None:
+            return self.classifier(alignment.warped), alignment
+        pooled = self.classifier.pooled(alignment.warped)
+        return self.classifier.head(pooled), alignment._replace(answer=self.pose_head(pooled))
 
     def _predict(self, images, so_far=None):
         """theta for `images`; where they were warped by `so_far` already, the composition of both."""
@@ -103,14 +157,24 @@ def make_classifier(config, size):
     """The classifier of `config.model` for pictures of `size` pixels."""
     if config.model == "tutorial":
         return TutorialClassifier(config.channels, size, config.num_classes)
+    if config.model == "light":
+        turns = config.quarter_turns == "classifier"
+        return LightClassifier(config.channels, size, config.num_classes, config.width, turns)
     kind = dict(compact=CompactClassifier, strong=StrongClassifier)[config.model]
     return kind(config.channels, size, config.num_classes, config.width)
 
 
-def make_localization(config, identity):
-    """The localization network of `config.model`; a fresh one answers `identity` (num_params,)."""
+def make_localization(config, classifier, family):
+    """The localization network of `config`, beside its `classifier`; a fresh one answers the identity of `family`."""
+    channels, size, cells = config.channels, config.image_size, config.pose_cells
+    start = poses.start(config.transform, cells) if cells else family.identity()
+    if config.quarter_turns == "localization":
+        return QuarterTurnLocalization(channels, size, start, config.localization_width)
+    if config.model == "light":
+        shared = classifier.features[:config.shared_layers]
+        return LightLocalization(channels, size, start, config.localization_width, shared)
     kind = TutorialLocalization if config.model == "tutorial" else CompactLocalization
-    return kind(config.channels, config.image_size, identity)
+    return kind(channels, size, start)
 
 
 def check_images(images, config):

@@ -7,8 +7,10 @@ import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import study
+from . import diagnostics, distortions, study
 from .config import Config
+from .data import Split, load_data
+from .training import evaluate
 
 
 @dataclass(frozen=True)
@@ -21,12 +23,23 @@ class Study:
     common: dict = field(default_factory=dict)  # overrides of all arms
     seeds: int = 3
     choice: bool = False  # a choice is being made: compare on validation images, not on test images
+    suites: tuple[str, ...] = ()  # distortions by whose frozen suites every trained model is tested besides
+    angles: tuple[int, ...] = ()  # degrees; every trained model is tested on pictures that are all turned by each
 
     def config(self, arm: str, seed: int, **overrides) -> Config:
         """The experiment of one run."""
         fields = {"dataset": "cifar10", **self.common, **self.arms[arm], **overrides}
-        return Config.preset(self.preset, **fields, seed=seed)
+        return Config.preset(self.preset).replace(**fields, seed=seed)  # where None is a value, not the preset's
 
+
+ANGLE_IMAGES = 1000  # test images, turned by each of a study's angles
+TURNS = tuple(range(-180, 181, 30))
+# what arms change in the preset taught: one pose learnt by regression; class loss alone, the localization network slower,
+# as the paper has it; no transformer
+TAUGHT_ONE_POSE = dict(pose_cells=0, pose_curriculum=0.0, quarter_turns="none", localization_width=1.0)
+CLASSIC = dict(TAUGHT_ONE_POSE, pose_weight=0.0, localization_lr_scale=0.1)
+ALONE = dict(TAUGHT_ONE_POSE, pose_weight=0.0, stn=False)
+UPRIGHT = dict(distortion=None)
 
 STUDIES = {
     "ladder": Study(
@@ -49,6 +62,52 @@ STUDIES = {
         "Does bf16 cost accuracy? The tutorial's experiment cut to two epochs, in both.",
         preset="tutorial", seeds=10, common=dict(epochs=2),
         arms={"fp32": dict(precision="fp32"), "bf16": dict(precision="bf16")}),
+    "rotation": Study(
+        "Does a transformer that is taught pose pay, on CIFAR-10 turned by any angle? The control costs about as much to "
+        "compute and has twice the parameters.",
+        preset="taught", common=dict(precision="fp32"), angles=TURNS, suites=("rotation45", "rotation90"),
+        arms={"CNN": dict(ALONE, width=2.0), "taught transformer": {}}),
+    "arms": Study(
+        "What makes the difference, on CIFAR-10 turned by any angle? All networks from the preset taught, four epochs.",
+        preset="taught", seeds=2, common=dict(epochs=4, precision="fp32"), angles=TURNS,
+        arms={
+            "CNN, as many parameters": dict(ALONE, width=1.41),
+            "taught transformer": {},
+            "the CNN in it, alone": ALONE,
+            "told the pose, nothing warped": dict(ALONE, pose_weight=1.0, pose_cells=36),
+            "classic transformer, affine": dict(CLASSIC, transform="affine"),
+            "taught, without the curriculum": dict(pose_curriculum=0.0),
+            "taught, without quarter turns": dict(quarter_turns="none", localization_width=1.0),
+            "taught by regression": dict(TAUGHT_ONE_POSE),
+            "CNN of quarter turns": dict(ALONE, quarter_turns="classifier", width=2.0),
+            "classic transformer, rotation": CLASSIC,
+            "affine, outside_weight": dict(CLASSIC, transform="affine", outside_weight=1.0),
+            "affine, identity_weight": dict(CLASSIC, transform="affine", identity_weight=0.1),
+            "affine, scale_weight": dict(CLASSIC, transform="affine", scale_weight=10.0, max_scale=1.05),
+            "affine, two iterations": dict(CLASSIC, transform="affine", iterations=2),
+            "taught, first layers shared": dict(quarter_turns="none", localization_width=1.0, shared_layers=2),
+        }),
+    "upright": Study(
+        "Does the classic transformer pay on CIFAR-10 as it is? And what do pictures that are turned do to both?",
+        preset="taught", common=dict(UPRIGHT, epochs=4, precision="fp32"), suites=("rotation45", "rotation90", "rotation", "rts"),
+        arms={"CNN": ALONE, "classic transformer, affine": dict(CLASSIC, transform="affine")}),
+    "rts": Study(
+        "Turned by up to 45 degrees, moved, and 0.7 to 1.2 times as large: a transformer that is taught the similarity?",
+        preset="taught", common=dict(distortion="rts", epochs=4, precision="fp32"),
+        arms={
+            "CNN, as many parameters": dict(ALONE, width=1.79),
+            "taught transformer, similarity": dict(transform="similarity", quarter_turns="none", localization_width=1.0),
+            "classic transformer, affine": dict(CLASSIC, transform="affine"),
+        }),
+    "clutter": Study(
+        "Moved about on a larger canvas, among patches of other pictures: a transformer that is taught where to look? The "
+        "control costs about as much to compute.",
+        preset="taught", seeds=2, common=dict(distortion="clutter", image_size=48, epochs=4, precision="fp32"),
+        arms={
+            "CNN on the whole canvas": ALONE,
+            "taught transformer, similarity": dict(transform="similarity", quarter_turns="none", localization_width=0.5,
+                                                   output_size=32),
+        }),
 }
 
 
@@ -67,10 +126,26 @@ def run_study(name: str, folder: Path = study.RESULTS, shard: str = "1/1", **ove
             print(f"there already: {path}")
             continue
         print(f"{name}: {arm}, seed {seed}", flush=True)
-        _, _, record = study.run(config)
-        study.save(record, place)
+        model, _, record = study.run(config)
+        study.save(record | more_tests(this, model, config), place)
         if not record["finished"]:  # somebody stopped it, and means the study
             return
+
+
+def more_tests(this: Study, model, config: Config) -> dict:
+    """What the study measures of a trained model besides: accuracies on suites, and against the angle of turning."""
+    measured = {}
+    if this.suites or this.angles:
+        test = load_data(config.replace(distortion=None)).test
+    if this.suites:
+        measured["suites"] = {}
+        for name in this.suites:
+            images, theta = distortions.suite(test.images, name)
+            measured["suites"][name] = evaluate(model, Split(images, test.labels, theta)).accuracy
+    if this.angles:
+        accuracies = diagnostics.accuracy_against(model, test[:ANGLE_IMAGES], "angle", this.angles)
+        measured["against"] = dict(angle=dict(values=list(this.angles), accuracy=accuracies))
+    return measured
 
 
 def runs_of(this: Study, shard: str = "1/1") -> list[tuple[str, int]]:

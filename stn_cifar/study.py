@@ -18,6 +18,7 @@ from .stn import STNClassifier, build_model
 from .training import evaluate, fit
 
 RESULTS = Path("results")
+HYPOTHESES = (2, 4)  # poses looked at in a measurement of its own, where a pose is known: see STNClassifier.forward
 
 
 def run(config: Config, checkpoint_dir=None, watch=None) -> tuple[STNClassifier, Data, dict]:
@@ -34,7 +35,8 @@ def run(config: Config, checkpoint_dir=None, watch=None) -> tuple[STNClassifier,
 
 def record(config: Config, data: Data, model: STNClassifier, history: list[dict]) -> dict:
     """All that is worth keeping of a run, as plain values: config, machine, versions, history, final metrics."""
-    train_split = data.train if config.distortion is None else distorted(data.train, config)
+    # training images have a new pose in every epoch: as many of them as there are test images tell enough
+    train_split = data.train if config.distortion is None else distorted(data.train[:len(data.test)], config)
     test, train = evaluate(model, data.test), evaluate(model, train_split)
     seen = diagnostics.survey(model, data.test.images)
     result = dict(
@@ -46,7 +48,7 @@ def record(config: Config, data: Data, model: STNClassifier, history: list[dict]
         precision=history[-1]["precision"] if history else None,
         training_seconds=sum(row["seconds"] for row in history),
         test=dict(accuracy=test.accuracy, loss=test.loss, images=len(data.test), confusion=test.confusion.tolist()),
-        train=dict(accuracy=train.accuracy, loss=train.loss, images=len(data.train)),  # dropout off
+        train=dict(accuracy=train.accuracy, loss=train.loss, images=len(train_split)),  # dropout off
         theta=diagnostics.summary(seen),
         history=history,
         machine=machine(config),
@@ -54,12 +56,16 @@ def record(config: Config, data: Data, model: STNClassifier, history: list[dict]
                       torchvision=torchvision.__version__, matplotlib=matplotlib.__version__),
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
-    if config.flip:  # trained on mirrored pictures, so the views of test-time averaging are nothing new to it
+    # trained on mirrored, upright pictures, so the views of test-time averaging are nothing new to it
+    if config.flip and config.distortion is None:
         averaged = evaluate(model, data.test, averaged=True)
         result["test_averaged"] = dict(accuracy=averaged.accuracy, loss=averaged.loss)
+    if data.test.poses is not None and (model.localization is None or config.pose_cells):
+        result["test_hypotheses"] = {str(count): evaluate(model, data.test, hypotheses=count).accuracy
+                                     for count in HYPOTHESES}
     recovery = diagnostics.pose_recovery(data.test.poses, seen.theta)
     if recovery is not None:
-        result["pose_recovery"] = recovery.summary()
+        result["pose_recovery"] = recovery.summary() | dict(histogram=recovery.histogram())
     return result
 
 

@@ -176,7 +176,7 @@ def train_epoch(step, epoch, progress):
     losses, correct = [], torch.zeros((), dtype=torch.int64, device=step.device)
     batches = order.split(config.batch_size)
     for number, index in enumerate(batches, (epoch - 1) * len(batches)):
-        step.set_learning_rate(number / (config.epochs * len(batches)))
+        step.set_progress(number / (config.epochs * len(batches)))
         loss, right = step(index)
         losses.append(loss)
         correct += right
@@ -229,12 +229,14 @@ def _tell_how_long(seconds, progress, step):
 
 
 @torch.no_grad()
-def evaluate(model, split, batch_size=1000, averaged=False):
+def evaluate(model, split, batch_size=250, averaged=False, hypotheses=1):
     """Metrics of `model` on `split` (a Split), dropout off; the model's training mode is restored.
 
-    averaged: test-time averaging over six views (`averaged_logits`): another measurement, never to be mixed with the
-    single view's.
+    averaged: test-time averaging over six views (`averaged_logits`); hypotheses: over so many poses (the model's
+    `forward`). Either is another measurement, never to be mixed with the single view's.
     """
+    if averaged and hypotheses != 1:
+        raise ValueError(f"hypotheses: {hypotheses} with averaged=True; average over one of the two")
     was_training, device = model.training, model.mean.device
     model.eval()
     classes = model.config.num_classes
@@ -242,7 +244,7 @@ def evaluate(model, split, batch_size=1000, averaged=False):
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
     for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
         images, labels = images.to(device), labels.to(device)
-        logits = averaged_logits(model, images) if averaged else model(images)
+        logits = averaged_logits(model, images) if averaged else model(images, hypotheses)
         loss += F.cross_entropy(logits, labels, reduction="sum")
         confusion += torch.bincount(labels * classes + logits.argmax(1), minlength=classes * classes)
     model.train(was_training)

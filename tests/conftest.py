@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, settings
 
 from stn_cifar.data import Data, Split
@@ -24,3 +25,10 @@ def glyph_data():
     """glyphs in small: with batches of 64 the last of the 203 training images are a ragged batch of 11."""
     train, val, test = (Split(*make_glyphs(count, seed)) for seed, count in enumerate((203, 57, 130)))
     return Data(train, val, test, CLASSES, "glyphs")
+
+
+@pytest.fixture
+def photos():
+    """Six uint8 pictures (6, 3, 32, 32), smooth, so that turning them changes little but the place of things."""
+    noise = torch.rand(6, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    return (F.interpolate(noise, size=(32, 32), mode="bicubic").clamp(0, 1) * 255).to(torch.uint8)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import math
 
 import pytest
@@ -122,6 +123,31 @@ def test_a_width_is_for_networks_that_have_one():
             assert Config(model=model, width=width).width == width
 
 
+TAUGHT = dict(model="light", transform="rotation", pose_cells=36, pose_weight=1.0)
+
+
+@pytest.mark.parametrize("fields, names, remedy", [
+    (dict(quarter_turns="classifier"), "quarter_turns", "model='light'"),
+    (dict(shared_layers=1, model="compact"), "shared_layers", "model='light'"),
+    (dict(localization_width=2.0), "localization_width", "model='light'"),
+    (TAUGHT | dict(shared_layers=1, quarter_turns="localization"), "shared_layers", "quarter_turns='none'"),
+    (dict(model="light", quarter_turns="localization"), "quarter_turns", "pose_cells"),
+    (TAUGHT | dict(quarter_turns="localization", transform="similarity"), "quarter_turns", "transform='rotation'"),
+    (TAUGHT | dict(pose_cells=10), "pose_cells", "multiple of 4"),
+    (TAUGHT | dict(pose_cells=4), "pose_cells", "from 12 on"),
+    (TAUGHT | dict(pose_weight=0.0), "pose_cells", "set pose_weight"),
+    (TAUGHT | dict(transform="affine"), "transform", "'rotation', 'similarity'"),
+    (TAUGHT | dict(iterations=2), "iterations", "must be 1"),
+    (TAUGHT | dict(stn=False, model="tutorial"), "pose_cells", "model='light'"),
+    (dict(pose_curriculum=0.5), "pose_curriculum", "pose_cells"),
+    (TAUGHT | dict(stn=False, pose_curriculum=0.5), "pose_curriculum", "stn=True"),
+])
+def test_what_does_not_go_together_is_named_with_its_remedy(fields, names, remedy):
+    with pytest.raises(ValueError, match=f"^{names}: .*{re.escape(remedy)}"):
+        Config(**fields)
+    assert Config(**TAUGHT, quarter_turns="localization") and Config(**TAUGHT, shared_layers=2)
+
+
 def test_the_tutorial_preset_is_the_original_experiment():
     config = Config.preset("tutorial")
     original = dict(name="tutorial", dataset="auto", model="tutorial", transform="affine", stn=True, iterations=1,
@@ -191,9 +217,14 @@ def legal_values(field):
     return st.text(max_size=20)
 
 
+# fields that are legal with certain others only
+BOUND = ("iterations", "output_size", "localization_width", "quarter_turns", "shared_layers", "pose_cells",
+         "pose_curriculum")
+
+
 @few
 @given(st.fixed_dictionaries({}, optional={name: legal_values(field) for name, field in FIELDS.items()
-                                           if name not in ("iterations", "output_size")}))
+                                           if name not in BOUND}))
 def test_any_legal_values_come_back_unchanged_even_through_json(values):
     if values.get("model", "tutorial") == "tutorial":
         values.pop("width", None)

@@ -89,7 +89,7 @@ def test_learning_rates_that_are_tensors_are_changed_in_place(glyph_data):
     rates = [torch.tensor(group["lr"]) for group in step.optimizer.param_groups]
     for group, rate in zip(step.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
-    step.set_learning_rate(0.75)
+    step.set_progress(0.75)
     assert [rate.item() for rate in rates] == pytest.approx([group["initial_lr"] / 4 for group in
                                                              step.optimizer.param_groups])
     assert sorted({round(rate.item(), 6) for rate in rates}) == [0.01, 0.02]
@@ -97,9 +97,9 @@ def test_learning_rates_that_are_tensors_are_changed_in_place(glyph_data):
 
 def rate_at(done, **fields):
     """The classifier's learning rate, as a share of the config's, once the share `done` of the run lies behind."""
-    step = types.SimpleNamespace(config=Config(**fields), optimizer=types.SimpleNamespace(param_groups=[
-        dict(lr=7.0, initial_lr=1.0), dict(lr=7.0, initial_lr=0.1)]))
-    Step.set_learning_rate(step, done)
+    step = types.SimpleNamespace(config=Config(**fields), told=torch.zeros(()), optimizer=types.SimpleNamespace(
+        param_groups=[dict(lr=7.0, initial_lr=1.0), dict(lr=7.0, initial_lr=0.1)]))
+    Step.set_progress(step, done)
     (fast, slow) = (group["lr"] for group in step.optimizer.param_groups)
     assert fast == 7 == slow or slow == pytest.approx(fast / 10)
     return fast
@@ -163,7 +163,7 @@ def test_captured_steps_train_as_eager_ones(glyph_data, fields):
         batches = indices(step, [16] * 12 + [7])
         row = []
         for number, index in enumerate(batches * 3):
-            step.set_learning_rate(number / 100)
+            step.set_progress(number / 100)
             row.append(step(index)[0])
         losses.append(torch.stack(row))
     assert steps[1].graph  # or nothing was compared

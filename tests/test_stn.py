@@ -368,7 +368,7 @@ def test_two_iterations_sample_the_original_once_through_the_composed_theta(name
     second = square(model.family.theta(model.localization(once)))
     composed = first @ second
     composed = composed / composed[:, 2:, 2:]
-    warped, theta, _ = model.align(x)
+    warped, theta, *_ = model.align(x)
     torch.testing.assert_close(square(theta), composed, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(warped, warp(x, composed), atol=1e-3, rtol=0)
     # neither the first step alone, nor the picture sampled twice, with its borders and blur piled up
@@ -395,7 +395,7 @@ def test_output_size_is_what_the_classifier_gets(stn):
 
 def test_supersampling_averages_a_finer_grid():
     model = answering([1.0, 0, 0, 0, 1.0, 0], supersample=2, output_size=16)
-    warped, _, grid = model.align(model.normalize(pictures()))
+    warped, _, grid, _ = model.align(model.normalize(pictures()))
     assert grid.shape == (4, 32, 32, 2) and warped.shape == (4, 3, 16, 16)
     expected = nn.functional.avg_pool2d(model.normalize(pictures()), 2)  # every sample falls on a pixel's centre
     torch.testing.assert_close(warped, expected, atol=1e-4, rtol=0)
@@ -421,7 +421,7 @@ def test_under_autocast_theta_and_grid_stay_float32(iterations):
     model.localization.register_forward_hook(lambda module, args, output: answers.append(output))
     x = model.normalize(pictures())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        warped, theta, grid = model.align(x)
+        warped, theta, grid, _ = model.align(x)
         logits = model.classifier(warped)
     assert logits.dtype == torch.bfloat16 and all(a.dtype == torch.bfloat16 for a in answers)  # it was on
     assert theta.dtype == grid.dtype == warped.dtype == torch.float32
