@@ -35,7 +35,7 @@ REPOSITORY = Path(__file__).parents[1]
 EPOCHS = 4
 STEPS = 3  # an epoch: 80 images in batches of 32, the last one ragged
 COMMON = dict(device="cpu", precision="fp32", batch_size=32, epochs=EPOCHS)  # precision fixed: "auto" measures time
-SMALLER = dict(strong=dict(width=0.1))  # or its twelve steps would take a minute
+SMALLER = dict(strong=dict(width=0.1), taught=dict(width=0.5, localization_width=0.5))  # or its twelve steps would take a minute
 EXPERIMENTS = {name: Config.preset(name, **COMMON, **SMALLER.get(name, {})) for name in PRESETS}
 # what the presets may not use: state in the optimizer, a schedule, every guard rail, another family
 EXPERIMENTS["guarded"] = Config.preset("tutorial", transform="similarity", momentum=0.9, weight_decay=5e-4, seed=3,
@@ -192,7 +192,7 @@ def while_renaming(monkeypatch):
 
 WAYS = (at_an_epochs_end, in_the_middle_of_an_epoch, while_pickling, while_writing, while_syncing, while_renaming)
 # how a file is written has nothing to do with the recipe: for these, two ways and one data set will do
-RECIPES = ("compact", "strong", "augmented")
+RECIPES = ("compact", "strong", "augmented", "taught")
 BREAKS = [(way, experiment, data) for way in WAYS for experiment in EXPERIMENTS for data in ("glyphs", "CIFAR-10")
           if experiment not in RECIPES or (way in WAYS[:2] and data == "CIFAR-10")]
 

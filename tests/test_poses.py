@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stn_cifar import Config, build_model, distortions, evaluate, poses, transforms
-from stn_cifar.data import Split
+from stn_cifar import Config, build_model, distortions, evaluate, fit, poses, transforms
+from stn_cifar.data import Data, Split
 
 TAUGHT = dict(model="light", transform="rotation", pose_cells=36, pose_weight=1.0)
 ANGLES = st.floats(-math.pi, math.pi)
@@ -167,3 +167,50 @@ def test_shared_layers_are_the_same_ones_and_learn_once(photos):
     assert len(taught) == len(set(taught)) == len(list(model.parameters()))
     rate = next(group["lr"] for group in groups if any(p is first[0][0].weight for p in group["params"]))
     assert rate == settings.learning_rate
+
+
+# ---- in training ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(photos):
+    """Two epochs of taught training on a few photos, by settings; gives the pose that each step warped by."""
+    def run(monkeypatch, **fields):
+        few = Data(Split(photos.repeat(4, 1, 1, 1), torch.arange(24) % 10), None,
+                   Split(photos, torch.arange(6)), tuple("abcdefghij"), "photos")
+        settings = Config.preset("taught", **{"epochs": 2, "batch_size": 8, "precision": "fp32", "width": 0.5,
+                                              "localization_width": 0.5, **fields})
+        model, warped = build_model(settings), []
+        learn = model.learn
+
+        def watch(images, told):
+            logits, alignment = learn(images, told)
+            undone = transforms.FAMILIES["rotation"].theta(told[0])
+            warped.append((alignment.theta - undone).abs().amax((1, 2)) < 1e-6)  # where the true pose was undone
+            return logits, alignment
+
+        monkeypatch.setattr(model, "learn", watch)
+        fit(model, few, settings)
+        return torch.stack(warped).float().mean(1)
+
+    return run
+
+
+def test_the_curriculum_begins_with_every_true_pose_and_ends_with_few(run, monkeypatch):
+    shares = run(monkeypatch, epochs=10)
+    assert shares[0] == 1
+    assert shares[:10].mean() > 0.7 and shares[-10:].mean() < 0.3
+    assert shares.mean() == pytest.approx(0.5, abs=0.15)
+
+
+def test_without_a_curriculum_no_pose_is_given_away(run, monkeypatch):
+    assert run(monkeypatch, pose_curriculum=0.0).max() == 0
+
+
+def test_told_poses_are_taken_where_they_are_told(photos):
+    model = mixed(build_model(Config(**TAUGHT)))
+    images, which = model.normalize(photos), torch.tensor([True, False, True, False, False, True])
+    told = torch.linspace(-1, 1, 6)[:, None], which
+    theta, alone = model.align(images, told).theta, model.align(images).theta
+    torch.testing.assert_close(theta[which], transforms.FAMILIES["rotation"].theta(told[0])[which])
+    assert torch.equal(theta[~which], alone[~which])

@@ -122,7 +122,7 @@ def test_the_compact_network_has_no_more_parameters_than_the_tutorials_and_a_lim
     assert sizes["compact"] <= min(40_000, sizes["tutorial"])
 
 
-NETWORKS = [dict(model="compact"), dict(model="strong", width=0.1)]
+NETWORKS = [dict(model="compact"), dict(model="strong", width=0.1), dict(model="light")]
 
 
 @pytest.mark.parametrize("fields", [dict(), dict(num_classes=7), dict(channels=1), dict(image_size=20),
