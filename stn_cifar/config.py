@@ -85,10 +85,11 @@ class Config:
     max_scale: float = _knob(1.5, "scale from which scale_weight sets in", low=1)
     pose_weight: float = _knob(0.0, "weight of the known pose's loss (needs a distortion or glyphs)", low=0)
     pose_cells: int = _knob(0, "cells of a distribution over each quantity of the pose, which the localization network "
-                            "answers with and pose_weight teaches; 0: it answers with one pose. With stn=False a second "
-                            "head of the classifier learns it, and nothing is warped", low=0, high=360)
-    pose_curriculum: float = _knob(0.0, "share of the training images that the classifier is shown with their true pose "
-                                   "undone, at the start; falls evenly to none at the end (with pose_cells)", low=0, high=1)
+                            "answers with and pose_weight teaches; 0: it answers with one pose. With stn=False a "
+                            "second head of the classifier learns it, and nothing is warped", low=0, high=360)
+    pose_curriculum: float = _knob(0.0, "share of the training images that the classifier is shown with their true "
+                                   "pose undone, at the start; falls evenly to none at the end (with pose_cells)",
+                                   low=0, high=1)
     # the run
     seed: int = _knob(0, "seed of initialisation, data order, dropout, augmentation and distortion", low=0,
                       high=2**31 - 1)
@@ -119,8 +120,8 @@ class Config:
         """The fields that only the light networks have."""
         for name, plain in (("localization_width", 1), ("quarter_turns", "none"), ("shared_layers", 0)):
             if getattr(self, name) != plain and self.model != "light":
-                raise ValueError(f"{name}: {getattr(self, name)!r} with model={self.model!r}; only the model 'light' has "
-                                 f"it, so it must be {plain!r}, or model='light'")
+                raise ValueError(f"{name}: {getattr(self, name)!r} with model={self.model!r}; only the model 'light' "
+                                 f"has it, so it must be {plain!r}, or model='light'")
         if self.shared_layers and self.quarter_turns != "none":
             raise ValueError(f"shared_layers: {self.shared_layers} with quarter_turns={self.quarter_turns!r}; the two "
                              "networks' layers are of different kinds then, so it must be 0, or quarter_turns='none'")
@@ -138,8 +139,8 @@ class Config:
         if self.pose_cells % 4 or self.pose_cells < 12:
             raise ValueError(f"pose_cells: {self.pose_cells}; must be 0, or a multiple of 4 from 12 on, such as 36")
         if not self.pose_weight:
-            raise ValueError(f"pose_cells: {self.pose_cells} with pose_weight=0, by which nothing would teach them; set "
-                             "pose_weight, such as 1, or pose_cells=0")
+            raise ValueError(f"pose_cells: {self.pose_cells} with pose_weight=0, by which nothing would teach them; "
+                             "set pose_weight, such as 1, or pose_cells=0")
         if self.transform not in TAUGHT:
             raise ValueError(f"transform: {self.transform!r} with pose_cells={self.pose_cells}; must be one of "
                              f"{', '.join(map(repr, TAUGHT))}")

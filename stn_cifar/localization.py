@@ -87,7 +87,8 @@ class QuarterTurnLocalization(nn.Module):
 
     def __init__(self, channels, size, start, width):
         super().__init__()
-        self.features = nn.Sequential(light_features(channels, width, turns=True), nn.AdaptiveMaxPool2d(1), nn.Flatten())
+        maps = light_features(channels, width, turns=True)
+        self.features = nn.Sequential(maps, nn.AdaptiveMaxPool2d(1), nn.Flatten())
         first = start[:len(start) // 4]
         self.regressor = nn.Linear(feature_size(self.features, channels, size), len(first))
         start_at(self.regressor, first)

@@ -199,7 +199,8 @@ def residual_angles(arms: dict[str, list[int]], title: str) -> Figure:
         edges = torch.arange(len(counts) + 1) * diagnostics.BIN
         ax.stairs(shares, edges, color=style["color"], linestyle=style.get("linestyle", "-"), linewidth=1.8, label=name)
     ax.axhline(diagnostics.BIN / 180, color=GREY, linestyle=":", linewidth=1)
-    ax.set(xlabel="angle left, degrees", ylabel=f"share of images, per {diagnostics.BIN}°", xlim=(0, 180), ylim=(0, None))
+    ax.set(xlabel="angle left, degrees", ylabel=f"share of images, per {diagnostics.BIN}°", xlim=(0, 180),
+           ylim=(0, None))
     ax.xaxis.set_major_locator(MultipleLocator(30))
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.legend(fontsize=9)

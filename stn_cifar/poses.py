@@ -1,9 +1,9 @@
 """A distribution over poses: what a localization network that is taught pose answers with.
 
-One number for the pose, learnt by regression, is the mean of all poses that a picture may have: of "this way up or upside
-down", something in between that is neither. So each quantity of the pose is cut into cells, the network answers with
-logits over them, and the pose is read off around the most likely cell. The class loss stays out: reading is done without
-gradients, and what teaches the network is the known pose of its training pictures, by `loss`, alone.
+One number for the pose, learnt by regression, is the mean of all poses that a picture may have: of "this way up or
+upside down", something in between that is neither. So each quantity of the pose is cut into cells, the network answers
+with logits over them, and the pose is read off around the most likely cell. The class loss stays out: reading is done
+without gradients, and what teaches the network is the known pose of its training pictures, by `loss`, alone.
 
 A distribution for each quantity by itself: for what is read together, turn, size and place, they are near enough
 independent. Poses here are the transformer's answers, theta as in transforms.py: the inverse of what was applied.

@@ -2,7 +2,7 @@
 
 Maps have four sets of channels, one for each quarter turn: (B, 4 c, H, W), the turn first. Turn the picture by 90
 degrees, and the maps turn along, each set giving way to the next. So what a network learns of a thing that stands
-upright it knows of the same thing on its side: to tell how a picture is turned, it need not learn everything four times.
+upright it knows of the same thing on its side: to tell how a picture is turned, it need not learn all of it four times.
 """
 
 import torch
@@ -38,7 +38,7 @@ class QuarterTurnNorm2d(nn.BatchNorm2d):
 
     def forward(self, x):
         b, _, height, width = x.shape
-        # of channels-last maps all of these are views: the four sets stand side by side, as a picture four times as wide
+        # of channels-last maps all of these are views: the four sets side by side, as a picture four times as wide
         x = x.permute(0, 2, 3, 1).reshape(b, height, 4 * width, -1).permute(0, 3, 1, 2)
         x = super().forward(x)
         return x.permute(0, 2, 3, 1).reshape(b, height, width, -1).permute(0, 3, 1, 2)

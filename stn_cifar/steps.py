@@ -42,7 +42,7 @@ class Step:
             self.drawn.patches.copy_(drawn.patches)
 
     def set_progress(self, done):
-        """Set each group's learning rate, and what is told, for a run of which the share `done`, in [0, 1), lies behind."""
+        """Set each group's learning rate, and the share of poses told; `done`, in [0, 1): how much is over."""
         config = self.config
         self.told.fill_(config.pose_curriculum * (1 - done))
         if config.schedule == "constant" and not config.warmup:

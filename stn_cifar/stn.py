@@ -79,8 +79,8 @@ class STNClassifier(nn.Module):
             found = poses.hypotheses(self.localization(images), self.config.transform, count)
             thetas = [(self.family.theta(params), probability) for params, probability in found]
         else:
-            raise ValueError(f"hypotheses: {count}, but this transformer answers with one pose; must be 1, or the model "
-                             "one with pose_cells, or with stn=False")
+            raise ValueError(f"hypotheses: {count}, but this transformer answers with one pose; must be 1, or the "
+                             "model one with pose_cells, or with stn=False")
         return [(self._warp(images, theta)[0], weight) for theta, weight in thetas]
 
     def transform(self, images):
@@ -102,8 +102,8 @@ class STNClassifier(nn.Module):
     def align(self, images, told=None):
         """Alignment of normalized `images`: predict, warp; with iterations > 1, predict again and compose.
 
-        told: (params (B, num_params), which (B,) of bool): where `which` holds, a distribution over poses is passed over,
-        and these parameters are taken instead.
+        told: (params (B, num_params), which (B,) of bool): where `which` holds, a distribution over poses is passed
+        over, and these parameters are taken instead.
 
         Every iteration samples the ORIGINAL image through the composed map (Lin & Lucey 2017, arXiv 1612.03897),
         so borders and blur do not pile up.
@@ -125,7 +125,7 @@ class STNClassifier(nn.Module):
         return Alignment(warped, theta, grid)
 
     def learn(self, images, told=None):
-        """(logits, Alignment) of normalized `images`: all that a training step needs, the answer on the pose included."""
+        """(logits, Alignment) of normalized `images`: all that a training step needs, `answer` on the pose included."""
         alignment = self.align(images, told)
         if self.pose_head is None:
             return self.classifier(alignment.warped), alignment

@@ -34,12 +34,11 @@ class Study:
 
 ANGLE_IMAGES = 1000  # test images, turned by each of a study's angles
 TURNS = tuple(range(-180, 181, 30))
-# what arms change in the preset taught: one pose learnt by regression; class loss alone, the localization network slower,
-# as the paper has it; no transformer
+# what arms change in the preset taught: one pose learnt by regression; class loss alone, the localization network
+# slower, as the paper has it; no transformer
 TAUGHT_ONE_POSE = dict(pose_cells=0, pose_curriculum=0.0, quarter_turns="none", localization_width=1.0)
 CLASSIC = dict(TAUGHT_ONE_POSE, pose_weight=0.0, localization_lr_scale=0.1)
 ALONE = dict(TAUGHT_ONE_POSE, pose_weight=0.0, stn=False)
-UPRIGHT = dict(distortion=None)
 
 STUDIES = {
     "ladder": Study(
@@ -63,8 +62,8 @@ STUDIES = {
         preset="tutorial", seeds=10, common=dict(epochs=2),
         arms={"fp32": dict(precision="fp32"), "bf16": dict(precision="bf16")}),
     "rotation": Study(
-        "Does a transformer that is taught pose pay, on CIFAR-10 turned by any angle? The control costs about as much to "
-        "compute and has twice the parameters.",
+        "Does a transformer that is taught pose pay, on CIFAR-10 turned by any angle? The control costs about as much "
+        "to compute and has twice the parameters.",
         preset="taught", common=dict(precision="fp32"), angles=TURNS, suites=("rotation45", "rotation90"),
         arms={"CNN": dict(ALONE, width=2.0), "taught transformer": {}}),
     "arms": Study(
@@ -89,19 +88,22 @@ STUDIES = {
         }),
     "upright": Study(
         "Does the classic transformer pay on CIFAR-10 as it is? And what do pictures that are turned do to both?",
-        preset="taught", common=dict(UPRIGHT, epochs=4, precision="fp32"), suites=("rotation45", "rotation90", "rotation", "rts"),
+        preset="taught", common=dict(distortion=None, epochs=4, precision="fp32"),
+        suites=("rotation45", "rotation90", "rotation", "rts"),
         arms={"CNN": ALONE, "classic transformer, affine": dict(CLASSIC, transform="affine")}),
     "rts": Study(
-        "Turned by up to 45 degrees, moved, and 0.7 to 1.2 times as large: a transformer that is taught the similarity?",
+        "Turned by up to 45 degrees, moved, and 0.7 to 1.2 times as large: does a transformer that is taught all that "
+        "pay?",
         preset="taught", common=dict(distortion="rts", epochs=4, precision="fp32"),
         arms={
             "CNN, as many parameters": dict(ALONE, width=1.79),
-            "taught transformer, similarity": dict(transform="similarity", quarter_turns="none", localization_width=1.0),
+            "taught transformer, similarity": dict(transform="similarity", quarter_turns="none",
+                                                   localization_width=1.0),
             "classic transformer, affine": dict(CLASSIC, transform="affine"),
         }),
     "clutter": Study(
-        "Moved about on a larger canvas, among patches of other pictures: a transformer that is taught where to look? The "
-        "control costs about as much to compute.",
+        "Moved about on a larger canvas, among patches of other pictures: does a transformer pay that is taught where "
+        "to look? The control costs about as much to compute.",
         preset="taught", seeds=2, common=dict(distortion="clutter", image_size=48, epochs=4, precision="fp32"),
         arms={
             "CNN on the whole canvas": ALONE,

@@ -35,7 +35,8 @@ REPOSITORY = Path(__file__).parents[1]
 EPOCHS = 4
 STEPS = 3  # an epoch: 80 images in batches of 32, the last one ragged
 COMMON = dict(device="cpu", precision="fp32", batch_size=32, epochs=EPOCHS)  # precision fixed: "auto" measures time
-SMALLER = dict(strong=dict(width=0.1), taught=dict(width=0.5, localization_width=0.5))  # or its twelve steps would take a minute
+# or their twelve steps would take a minute
+SMALLER = dict(strong=dict(width=0.1), taught=dict(width=0.5, localization_width=0.5))
 EXPERIMENTS = {name: Config.preset(name, **COMMON, **SMALLER.get(name, {})) for name in PRESETS}
 # what the presets may not use: state in the optimizer, a schedule, every guard rail, another family
 EXPERIMENTS["guarded"] = Config.preset("tutorial", transform="similarity", momentum=0.9, weight_decay=5e-4, seed=3,

@@ -354,7 +354,7 @@ def test_the_single_file_runs_in_a_folder_with_nothing_of_use(tmp_path):
     notebook.cells += [nbformat.v4.new_code_cell(setup), nbformat.v4.new_code_cell(
         "import inspect, stn_cifar.stn\nfrom pathlib import Path\n"
         "print('source:', inspect.getsource(stn_cifar.stn.build_model).splitlines()[0])\n"
-        "print('places:', sum(Path(p).name.startswith('stn_cifar-') for p in sys.path))")]  # set up twice, unpacked once
+        "print('places:', sum(Path(p).name.startswith('stn_cifar-') for p in sys.path))")]  # set up twice
     text = execute(notebook, folder, bare_python(tmp_path), DATASET="glyphs", EPOCHS=1)
     assert "glyphs · tutorial (affine) · epoch 1: test accuracy" in text
     assert "source: def build_model(config):" in text and "places: 1" in text

@@ -126,7 +126,7 @@ def test_without_a_transformer_poses_are_turns_all_the_way_round(photos):
 
 
 def test_several_poses_are_refused_where_there_is_one(photos):
-    with pytest.raises(ValueError, match="hypotheses: 2.*pose_cells"):
+    with pytest.raises(ValueError, match=r"hypotheses: 2.*pose_cells"):
         build_model(Config(model="light"))(photos, 2)
     for wrong in (0, 1.5):
         with pytest.raises(ValueError, match=f"hypotheses: {wrong}"):

@@ -108,6 +108,7 @@ def test_the_localization_networks_cells_move_with_the_picture():
 
 def test_the_classifiers_logits_do_not_change_with_quarter_turns():
     fields = dict(model="light", stn=False)
-    model, plain = (build_model(Config(**fields, quarter_turns=kind)).eval().double() for kind in ("classifier", "none"))
+    model, plain = (build_model(Config(**fields, quarter_turns=kind)).eval().double()
+                    for kind in ("classifier", "none"))
     torch.testing.assert_close(model.classifier(turned(picture())), model.classifier(picture()), rtol=0, atol=1e-10)
     assert not torch.allclose(plain.classifier(turned(picture())), plain.classifier(picture()), atol=1e-3)
