@@ -111,10 +111,10 @@ def bench(names: list[str], quick: bool, results: Path | None, images: Path | No
     run.run(BENCHMARKS if "all" in names else names, results, images, quick, device)
 
 
-def run_study(name: str, shard: str, results: Path, **overrides) -> None:
+def run_study(name: str, shard: str, results: Path, checkpoint_dir: Path | None, **overrides) -> None:
     """Run what is missing of a study: arms x seeds, one record each; the table goes to README by `report`."""
     _check_writable(results)
-    studies.run_study(name, results, shard, **{key: value for key, value in overrides.items() if value is not None})
+    studies.run_study(name, results, shard, checkpoint_dir, **{key: value for key, value in overrides.items() if value is not None})
 
 
 def report(readme: Path, results: Path, notebook: Path, images: Path) -> None:
@@ -188,6 +188,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("name", help=f"which: {', '.join(studies.STUDIES)}")
     sub.add_argument("--shard", default="1/1", help="k/n: every n-th run, from the k-th on (default: 1/1, all)")
     sub.add_argument("--results", type=Path, default=study.RESULTS, help="folder for the records (default: results)")
+    sub.add_argument("--checkpoint-dir", type=Path, help="keep each run's epochs here, and go on from them")
     sub.add_argument("--epochs", type=int, help="other than the study's")
     sub.add_argument("--device", help="where (default: auto)")
     sub = commands.add_parser("report", help="bring README up to date", description=report.__doc__)

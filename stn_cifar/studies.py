@@ -113,9 +113,11 @@ STUDIES = {
 }
 
 
-def run_study(name: str, folder: Path = study.RESULTS, shard: str = "1/1", **overrides) -> None:
+def run_study(name: str, folder: Path = study.RESULTS, shard: str = "1/1", checkpoint_dir: Path | None = None,
+              **overrides) -> None:
     """Run what is missing of the study `name`, records into `folder`/study-`name`; shard "2/8": every eighth run.
 
+    checkpoint_dir: keep each run's checkpoints in a folder of its own there, and go on from them.
     overrides: Config fields set in every arm, as to try a study with epochs=1; its table leaves such runs out.
     """
     if name not in STUDIES:
@@ -123,12 +125,13 @@ def run_study(name: str, folder: Path = study.RESULTS, shard: str = "1/1", **ove
     this, place = STUDIES[name], Path(folder) / f"study-{name}"
     for arm, seed in runs_of(this, shard):
         config = this.config(arm, seed, **overrides)
-        path = place / f"{study.label(config, config.dataset)}.json"
+        label = study.label(config, config.dataset)
+        path = place / f"{label}.json"
         if path.exists():
             print(f"there already: {path}")
             continue
         print(f"{name}: {arm}, seed {seed}", flush=True)
-        model, _, record = study.run(config)
+        model, _, record = study.run(config, checkpoint_dir and Path(checkpoint_dir) / label)
         study.save(record | more_tests(this, model, config), place)
         if not record["finished"]:  # somebody stopped it, and means the study
             return

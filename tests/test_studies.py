@@ -19,7 +19,7 @@ def small(monkeypatch):
     monkeypatch.setitem(STUDIES, "small", this)
     done = []
 
-    def run(config):
+    def run(config, checkpoint_dir):
         done.append(config)
         return None, None, made_up(config)
 
