@@ -114,7 +114,8 @@ def bench(names: list[str], quick: bool, results: Path | None, images: Path | No
 def run_study(name: str, shard: str, results: Path, checkpoint_dir: Path | None, **overrides) -> None:
     """Run what is missing of a study: arms x seeds, one record each; the table goes to README by `report`."""
     _check_writable(results)
-    studies.run_study(name, results, shard, checkpoint_dir, **{key: value for key, value in overrides.items() if value is not None})
+    given = {key: value for key, value in overrides.items() if value is not None}
+    studies.run_study(name, results, shard, checkpoint_dir, **given)
 
 
 def report(readme: Path, results: Path, notebook: Path, images: Path) -> None:

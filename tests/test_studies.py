@@ -4,6 +4,7 @@ import math
 import statistics
 
 import pytest
+import torch
 from scipy import stats
 
 from stn_cifar import report, studies, study
@@ -12,15 +13,24 @@ from stn_cifar.config import Config
 from stn_cifar.studies import STUDIES, Study
 
 
+class Runs(list):
+    """The configs that were run, in their order, and where each was to keep its checkpoints."""
+
+    def __init__(self):
+        self.kept = []
+
+
 @pytest.fixture
 def small(monkeypatch):
     """A study of two arms and three seeds that never trains: the configs that were run, in their order."""
     this = Study("Does it pay?", "tutorial", {"with": {}, "without": dict(stn=False)}, common=dict(epochs=2), seeds=3)
     monkeypatch.setitem(STUDIES, "small", this)
-    done = []
+    done = Runs()
+    kept = done.kept
 
     def run(config, checkpoint_dir):
         done.append(config)
+        kept.append(checkpoint_dir)
         return None, None, made_up(config)
 
     monkeypatch.setattr(study, "run", run)
@@ -70,8 +80,34 @@ def test_a_study_runs_what_is_missing_and_goes_on_where_it_stopped(small, tmp_pa
     assert len(small) == 13 and all(c.epochs == 1 for c in small[7:])
 
 
+def test_each_run_keeps_its_checkpoints_in_a_folder_of_its_own(small, tmp_path):
+    studies.run_study("small", tmp_path, checkpoint_dir=tmp_path / "kept")
+    assert len(set(small.kept)) == 6 and {place.parent for place in small.kept} == {tmp_path / "kept"}
+    assert {place.name for place in small.kept} == {path.stem for path in (tmp_path / "study-small").iterdir()}
+    studies.run_study("small", tmp_path / "other")
+    assert small.kept[6:] == [None] * 6
+
+
+def test_a_studys_models_are_tested_on_suites_and_against_the_angle(monkeypatch, photos):
+    from stn_cifar import build_model
+    from stn_cifar.data import Data, Split
+
+    upright = Split(photos, torch.arange(6))
+    asked = []
+    monkeypatch.setattr(studies, "load_data", lambda config: asked.append(config) or Data(
+        upright, None, upright, tuple("abcdefghij"), "CIFAR-10"))
+    this = Study("?", "taught", {"one": {}}, suites=("rotation45", "rts"), angles=(-90, 0, 90))
+    config = Config.preset("taught")
+    more = studies.more_tests(this, build_model(config), config)
+    assert [c.distortion for c in asked] == [None]  # turned once, by the study, not by the data set too
+    assert list(more["suites"]) == ["rotation45", "rts"]
+    assert all(0 <= value <= 1 for value in more["suites"].values())
+    assert more["against"]["angle"]["values"] == [-90, 0, 90] and len(more["against"]["angle"]["accuracy"]) == 3
+    assert studies.more_tests(Study("?", "taught", {"one": {}}), None, config) == {}
+
+
 def test_a_study_that_somebody_stops_is_stopped_whole(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(study, "run", lambda config: (None, None, made_up(config, finished=False)))
+    monkeypatch.setattr(study, "run", lambda config, _: (None, None, made_up(config, finished=False)))
     studies.run_study("small", tmp_path)
     path, = (tmp_path / "study-small").iterdir()
     assert path.stem.endswith("-stopped")  # so that the next call runs it again
@@ -156,3 +192,36 @@ def test_report_makes_a_studys_table_in_its_place(small, tmp_path):
     study.save(made_up(Config()), tmp_path / "study-none-of-ours")
     assert "preset" in report.folder_table(tmp_path / "study-none-of-ours")
     assert math.isclose(report.accuracy(made_up(Config(), 0.3), STUDIES["small"]), 0.3)
+
+
+def posed(config, accuracy, angle):
+    """A record of a run on turned pictures."""
+    record = made_up(config, accuracy)
+    counts = [int(100 * angle), *[0] * 34, 100]
+    return record | dict(pose_recovery=dict(median_angle=angle, within_30=0.5, median_abs_log_scale=0.0,
+                                            median_shift=0.0, histogram=counts),
+                         test_hypotheses={"2": accuracy + 0.01, "4": accuracy + 0.02}, suites=dict(rts=0.25),
+                         against=dict(angle=dict(values=[0, 90], accuracy=[accuracy, accuracy - 0.1])))
+
+
+def test_a_table_tells_what_was_measured_of_poses_and_only_that():
+    this = STUDIES["rotation"]
+    records = [posed(this.config(arm, seed), accuracy + seed / 10, 7.0) for arm, accuracy in
+               (("CNN", 0.3), ("taught transformer", 0.5)) for seed in (0, 1)]
+    cnn, taught = rows_of(report.study_table("rotation", records))
+    assert (cnn["over 2 poses"], taught["over 4 poses"]) == ("36.0 ± 7.1 %", "57.0 ± 7.1 %")
+    assert cnn["on rts"] == "25.0 ± 0.0 %" and "on affine" not in cnn
+    assert (cnn["angle left, median"], taught["angle left, median"]) == ("-", "7.0 ± 0.0°")  # it undoes nothing
+    assert "moved" not in cnn and "region's size" not in cnn  # the pose says more
+    arms = report.runs_by_arm("rotation", records)
+    assert report.turns_left(arms["CNN"]) == [] and report.turns_left(arms["taught transformer"])[0] == 1400
+    assert report.accuracy_against_angle(arms["CNN"])["angle"] == dict(values=[0, 90], accuracy=[0.35, 0.25])
+
+
+def test_report_draws_what_studies_measured_against_the_angle(tmp_path, monkeypatch, capsys):
+    this, images = STUDIES["rotation"], tmp_path / "images"
+    for arm in this.arms:
+        study.save(posed(this.config(arm, 0), 0.5, 7.0), tmp_path / "results" / "study-rotation")
+    monkeypatch.setattr("stn_cifar.__main__.write_report", lambda *_: None)
+    assert main(["report", "--results", str(tmp_path / "results"), "--images", str(images)]) == 0
+    assert {path.name for path in images.iterdir()} == {"study-rotation-angle.png", "study-rotation-left.png"}
