@@ -128,6 +128,7 @@ def report(readme: Path, results: Path, notebook: Path, images: Path) -> None:
         if not this.angles:
             continue
         arms = runs_by_arm(name, study.load_results(results / f"study-{name}"))
+        arms = dict(list(arms.items())[:len(plots.STYLES)])  # more could not be told apart
         title = (f"CIFAR-10 · study {name} · epoch {this.config(next(iter(this.arms)), 0).epochs} · "
                  f"n = {max(map(len, arms.values()))}")
         against = {arm: known for arm, runs in arms.items() if (known := accuracy_against_angle(runs))}

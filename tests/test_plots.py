@@ -657,10 +657,23 @@ def test_robustness_draws_each_arm_and_its_accuracy_undistorted():
 
 
 def test_arms_differ_in_more_than_colour():
-    arms = {f"arm {k}": KNOWN for k in range(7)}
+    arms = {f"arm {k}": KNOWN for k in range(8)}
     lines = [line for line in drawn(plots.robustness(arms, TITLE)).axes[0].get_lines() if line.get_label() in arms]
     looks = [(line.get_linestyle(), line.get_marker()) for line in lines]
-    assert len(lines) == 7 and len(set(looks[:5])) == 5
+    assert len(lines) == len(set(looks)) == len(plots.STYLES) == 8
+
+
+def test_what_is_left_of_a_turn_is_drawn_as_shares_of_the_images():
+    upright, upside_down = [30, *[0] * 34, 10], [0, *[0] * 34, 5]
+    figure = drawn(plots.residual_angles(dict(a=upright, b=upside_down), TITLE))
+    axes, = figure.axes
+    first, second = (patch.get_data() for patch in axes.patches)
+    assert first.values.tolist() == pytest.approx([0.75, *[0] * 34, 0.25]) and second.values[-1] == 1
+    assert first.edges.tolist() == list(range(0, 181, 5))
+    chance, = axes.get_lines()
+    assert set(chance.get_ydata()) == {5 / 180}  # a turn at random
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
+    assert figure.texts[0].get_text() == TITLE
 
 
 def test_without_the_reference_none_is_drawn():
