@@ -62,10 +62,11 @@ STUDIES = {
         preset="tutorial", seeds=10, common=dict(epochs=2),
         arms={"fp32": dict(precision="fp32"), "bf16": dict(precision="bf16")}),
     "rotation": Study(
-        "Does a transformer that is taught pose pay, on CIFAR-10 turned by any angle? The control costs about as much "
-        "to compute and has twice the parameters.",
+        "Does a transformer that is taught pose pay, on CIFAR-10 turned by any angle? The first control has as many "
+        "parameters, the second twice as many, and costs about as much to compute.",
         preset="taught", common=dict(precision="fp32"), angles=TURNS, suites=("rotation45", "rotation90"),
-        arms={"CNN": dict(ALONE, width=2.0), "taught transformer": {}}),
+        arms={"CNN, as many parameters": dict(ALONE, width=1.41), "CNN, as much to compute": dict(ALONE, width=2.0),
+              "taught transformer": {}}),
     "arms": Study(
         "What makes the difference, on CIFAR-10 turned by any angle? All networks from the preset taught, four epochs.",
         preset="taught", seeds=2, common=dict(epochs=4, precision="fp32"), angles=TURNS,
