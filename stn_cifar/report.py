@@ -6,8 +6,12 @@ import re
 import statistics
 from pathlib import Path
 
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
 from . import distortions, studies
 from .config import Config
+from .stn import build_model
 from .study import HYPOTHESES, RESULTS, changed_fields, label, load_results
 
 NOTEBOOK = Path("notebooks/stn_cifar10.ipynb")
@@ -51,7 +55,8 @@ def study_table(name: str, records: list[dict]) -> str:
         one = next(iter(runs.values()))
         difference = [100 * (accuracy(runs[s], this) - accuracy(first[s], this)) for s in runs if s in first]
         rows.append({
-            "arm": arm, "parameters": f"{one['parameters']:,}", "epochs": str(one["epochs_done"]),
+            "arm": arm, "parameters": f"{one['parameters']:,}", "MFLOP an image": f"{mflop(one['config']):.0f}",
+            "epochs": str(one["epochs_done"]),
             f"{measured} accuracy": spread([100 * accuracy(r, this) for r in runs.values()], " %"),
             "difference, points (95 %)": "-" if runs is first else interval(difference),
             **more_columns(list(runs.values())),
@@ -63,6 +68,15 @@ def study_table(name: str, records: list[dict]) -> str:
     lines = [columns, ["---"] * len(columns), *([row[name] for name in columns] for row in rows)]
     lines = ["| " + " | ".join(line) + " |" for line in lines]
     return "\n".join([this.question, "", *lines, "", f"Measured on {machines}."])
+
+
+def mflop(config: dict) -> float:
+    """Arithmetic of one image's way through the model that `config` builds, 10^6 additions and multiplications."""
+    config = Config(**config | dict(device="cpu"))
+    model = build_model(config).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, config.channels, config.image_size, config.image_size))
+    return counter.get_total_flops() / 1e6
 
 
 def runs_by_arm(name: str, records: list[dict]) -> dict[str, dict[int, dict]]:
@@ -86,13 +100,14 @@ def more_columns(runs: list[dict]) -> dict[str, str]:
 
     moves = any(record["config"]["stn"] for record in runs)
     posed = any("pose_recovery" in record for record in runs)  # tells more than what the transformer does
+    turned = all((record["config"]["distortion"] or "").startswith("rotation") for record in runs)  # and nothing else
     columns = {f"over {count} poses": column(("test_hypotheses", str(count)), " %", 100) for count in HYPOTHESES}
     columns |= {f"on {suite}": column(("suites", suite), " %", 100) for suite in distortions.DISTORTIONS}
     columns |= {
         "angle left, median": column(("pose_recovery", "median_angle"), "°", only=moves),
         "within 30°": column(("pose_recovery", "within_30"), " %", 100, only=moves),
-        "scale left": column(("pose_recovery", "median_abs_log_scale"), " %", 100, only=moves),
-        "shift left, half-widths": column(("pose_recovery", "median_shift"), "", digits=2, only=moves),
+        "scale left": column(("pose_recovery", "median_abs_log_scale"), " %", 100, only=moves and not turned),
+        "shift left, half-widths": column(("pose_recovery", "median_shift"), "", digits=2, only=moves and not turned),
     }
     columns |= {"region's size": column(("theta", "grid_scale", "mean"), "", digits=2, only=not posed),
                 "moved": column(("theta", "moved", "mean"), "", digits=2, only=not posed)}

@@ -214,8 +214,15 @@ def test_a_table_tells_what_was_measured_of_poses_and_only_that():
     assert (cnn["angle left, median"], taught["angle left, median"]) == ("-", "7.0 ± 0.0°")  # it undoes nothing
     assert "moved" not in cnn and "region's size" not in cnn  # the pose says more
     arms = report.runs_by_arm("rotation", records)
-    assert report.turns_left(arms["CNN, as many parameters"]) == [] and report.turns_left(arms["taught transformer"])[0] == 1400
-    assert report.accuracy_against_angle(arms["CNN, as many parameters"])["angle"] == dict(values=[0, 90], accuracy=[0.35, 0.25])
+    cnn, taught = arms["CNN, as many parameters"], arms["taught transformer"]
+    assert report.turns_left(cnn) == [] and report.turns_left(taught)[0] == 1400
+    assert report.accuracy_against_angle(cnn)["angle"] == dict(values=[0, 90], accuracy=[0.35, 0.25])
+
+
+def test_arithmetic_is_counted_as_by_hand():
+    """Two multiplications and additions a weight and place: the tutorial's classifier, without its transformer."""
+    by_hand = 2 * (10 * 3 * 25 * 28**2 + 20 * 10 * 25 * 10**2 + 500 * 50 + 50 * 10)
+    assert report.mflop(Config.preset("tutorial", stn=False).to_dict()) == pytest.approx(by_hand / 1e6, rel=0.01)
 
 
 def test_report_draws_what_studies_measured_against_the_angle(tmp_path, monkeypatch, capsys):
