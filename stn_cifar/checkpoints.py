@@ -137,16 +137,19 @@ def resume(folder: Path, model, optimizer, config: Config, **same) -> dict | Non
     state = newest_checkpoint(folder, config.torch_device())
     if state is None:
         return None
-    saved, now = state["config"] | {key: state.get(key) for key in same}, config.to_dict() | same
+    # fields that the version which wrote it did not know have their defaults, which change nothing
+    saved = Config().to_dict() | state["config"] | {key: state.get(key) for key in same}
+    now = config.to_dict() | same
     differ = [f"{key}: {saved.get(key)!r} in the checkpoint, {value!r} now"
               for key, value in now.items() if key not in FREE and saved.get(key) != value]
     if differ:
         raise ValueError(f"checkpoint_dir: {folder} holds another run; name another folder, or go back to its "
                          "values\n  " + "\n  ".join(differ))
-    if (config.schedule != "constant" or config.warmup) and saved.get("epochs") != config.epochs:
+    paced = config.schedule != "constant" or config.warmup or config.pose_curriculum
+    if paced and saved.get("epochs") != config.epochs:
         raise ValueError(f"epochs: {config.epochs}, but {folder} holds a run planned for {saved.get('epochs')}, and "
-                         f"schedule={config.schedule!r} with warmup={config.warmup} set its learning rates by that; "
-                         "name another checkpoint_dir")
+                         f"schedule={config.schedule!r} with warmup={config.warmup} and pose_curriculum="
+                         f"{config.pose_curriculum} go by that; name another checkpoint_dir")
     if len(state["history"]) > config.epochs:
         raise ValueError(f"epochs: {config.epochs}, but {folder} stands after {len(state['history'])} already; "
                          "name another checkpoint_dir to train for fewer")

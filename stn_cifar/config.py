@@ -85,8 +85,9 @@ class Config:
     max_scale: float = _knob(1.5, "scale from which scale_weight sets in", low=1)
     pose_weight: float = _knob(0.0, "weight of the known pose's loss (needs a distortion or glyphs)", low=0)
     pose_cells: int = _knob(0, "cells of a distribution over each quantity of the pose, which the localization network "
-                            "answers with and pose_weight teaches; 0: it answers with one pose. With stn=False a "
-                            "second head of the classifier learns it, and nothing is warped", low=0, high=360)
+                            "answers with and pose_weight teaches; 0: it answers with one pose", low=0, high=360)
+    pose_head: bool = _knob(False, "with stn=False: the control that learns the distribution over poses too, by a "
+                            "second head of its classifier, and warps nothing (light only)")
     pose_curriculum: float = _knob(0.0, "share of the training images that the classifier is shown with their true "
                                    "pose undone, at the start; falls evenly to none at the end (with pose_cells)",
                                    low=0, high=1)
@@ -110,7 +111,7 @@ class Config:
                              f"warped picture back in, so it must be image_size ({self.image_size}) or None")
         if self.width != 1 and self.model == "tutorial":
             raise ValueError(f"width: {self.width!r} with model='tutorial', whose layers are as they are; must "
-                             "be 1 there, or the model 'compact' or 'strong'")
+                             "be 1 there, or the model 'compact', 'strong' or 'light'")
         self._check_light()
         self._check_taught()
         if self.device == "cuda" and not torch.cuda.is_available():
@@ -122,20 +123,39 @@ class Config:
             if getattr(self, name) != plain and self.model != "light":
                 raise ValueError(f"{name}: {getattr(self, name)!r} with model={self.model!r}; only the model 'light' "
                                  f"has it, so it must be {plain!r}, or model='light'")
+        if self.quarter_turns != "none" and self.image_size % 8:
+            raise ValueError(f"image_size: {self.image_size} with quarter_turns={self.quarter_turns!r}; must be a "
+                             "multiple of 8, or poolings fall out otherwise on the turned picture")
+        if not self.stn:  # what concerns the localization network alone is idle then
+            return
+        if self.shared_layers and self.localization_width != self.width:
+            raise ValueError(f"shared_layers: {self.shared_layers} with localization_width={self.localization_width} "
+                             f"and width={self.width}; the same layers have one width: set "
+                             f"localization_width={self.width}")
         if self.shared_layers and self.quarter_turns != "none":
             raise ValueError(f"shared_layers: {self.shared_layers} with quarter_turns={self.quarter_turns!r}; the two "
                              "networks' layers are of different kinds then, so it must be 0, or quarter_turns='none'")
-        if self.quarter_turns == "localization" and not (self.stn and self.pose_cells and self.transform == "rotation"):
-            raise ValueError("quarter_turns: 'localization' answers with a distribution over turns; it needs stn=True, "
-                             "transform='rotation' and pose_cells, such as 36")
+        if self.quarter_turns == "localization" and not (self.pose_cells and self.transform == "rotation"):
+            raise ValueError("quarter_turns: 'localization' answers with a distribution over turns, and needs "
+                             f"pose_cells, such as 36 (now {self.pose_cells}), and transform='rotation' (now "
+                             f"{self.transform!r}); set those, or quarter_turns='none'")
 
     def _check_taught(self):
         """What a distribution over poses needs."""
-        if self.pose_curriculum and not (self.pose_cells and self.stn):
+        if self.pose_head and (self.stn or not self.pose_cells or self.model != "light"):
+            raise ValueError("pose_head: True is for the control without a transformer; it needs stn=False, "
+                             "pose_cells, such as 36, and model='light', or must be False")
+        if not (self.stn or self.pose_head):
+            return
+        if self.pose_curriculum and self.stn and not self.pose_cells:
             raise ValueError(f"pose_curriculum: {self.pose_curriculum} undoes what a taught transformer is to undo; it "
-                             "needs stn=True and pose_cells, such as 36, or must be 0")
+                             "needs pose_cells, such as 36, or must be 0")
         if not self.pose_cells:
             return
+        for name in ("outside_weight", "identity_weight", "scale_weight"):
+            if getattr(self, name):
+                raise ValueError(f"{name}: {getattr(self, name)} with pose_cells={self.pose_cells}, whose poses are "
+                                 "read without gradients: it would teach nothing, so it must be 0")
         if self.pose_cells % 4 or self.pose_cells < 12:
             raise ValueError(f"pose_cells: {self.pose_cells}; must be 0, or a multiple of 4 from 12 on, such as 36")
         if not self.pose_weight:
@@ -146,9 +166,6 @@ class Config:
                              f"{', '.join(map(repr, TAUGHT))}")
         if self.iterations > 1:
             raise ValueError(f"iterations: {self.iterations} with pose_cells={self.pose_cells}; must be 1")
-        if not self.stn and self.model != "light":
-            raise ValueError(f"pose_cells: {self.pose_cells} with stn=False is a second head of the classifier, which "
-                             "only the model 'light' has; set model='light', or pose_cells=0")
 
     @classmethod
     def preset(cls, name, /, **overrides):

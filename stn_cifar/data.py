@@ -106,7 +106,7 @@ def load_data(config: Config) -> Data:
     if config.distortion is not None:
         if test.poses is not None:
             raise ValueError(f"distortion: {config.distortion!r} on glyphs, which are in random poses already; "
-                             "use dataset='cifar10', or distortion=None")
+                             "use dataset='cifar10', or config.replace(distortion=None, flip=False)")
         test, val = distorted(test, config), val and distorted(val, config)
     return Data(train, val, test, classes, name)
 

@@ -60,8 +60,9 @@ def start(transform, cells):
 
 def undoing(applied, transform):
     """Parameters (B, num_params) of the family that undo `applied`, theta (B, 2, 3) or (B, 3, 3), as far as it can."""
-    # without a check for singular maps, which would make a GPU wait; no distortion is one
-    inverse = torch.linalg.inv_ex(transforms.homogeneous(applied)).inverse
+    # the inverse up to a factor, by cross products: library calls would check for singular maps, and make a GPU wait
+    a, b, c = transforms.homogeneous(applied).unbind(1)
+    inverse = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], dim=2)
     true = transforms.decompose(inverse / inverse[:, 2:, 2:])
     quantities = [true.angle, true.scale.log(), true.shift_x, true.shift_y]
     return torch.stack(quantities[:len(AXES[transform])], dim=1)
@@ -83,7 +84,7 @@ def loss(logits, true, transform):
 def hypotheses(logits, transform, count=1):
     """The `count` most likely poses of each picture by the answers `logits` (B, num_logits), likeliest first.
 
-    They differ in the turn, by more than 45 degrees; scale and shift are those of the likeliest for all.
+    They differ in the turn, by 45 degrees and five cells at least; scale and shift are those of the likeliest for all.
     """
     (angle, *others), (turns, *rest) = AXES[transform], logits.float().chunk(len(AXES[transform]), dim=1)
     fixed = [_read(axis, answer.softmax(1))[0] for axis, answer in zip(others, rest, strict=True)]
@@ -91,8 +92,8 @@ def hypotheses(logits, transform, count=1):
     for _ in range(count):
         value, probability = _read(angle, left)
         found.append(Hypothesis(torch.stack([value, *fixed], dim=1), probability))
-        far = _distance(angle, value, left.shape[1]).abs() * (angle.span / left.shape[1]) > APART
-        left = left * far
+        cell = angle.span / left.shape[1]
+        left = left * (_distance(angle, value, left.shape[1]).abs() * cell > max(APART, (2 * READ + 1) * cell))
     return found
 
 
@@ -115,7 +116,4 @@ def _read(axis, probabilities):
     distance = _distance(axis, likeliest, cells)
     near = probabilities * (distance.abs() < READ + 0.5)
     mass = near.sum(1)
-    value = likeliest + (near * distance).sum(1) / mass.clamp_min(1e-12) * (axis.span / cells)
-    if axis.circular:
-        value = (value + math.pi) % (2 * math.pi) - math.pi
-    return value, mass
+    return likeliest + (near * distance).sum(1) / mass.clamp_min(1e-12) * (axis.span / cells), mass

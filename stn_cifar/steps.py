@@ -66,7 +66,7 @@ class Step:
         if self.drawn is not None:
             images, pose = distortions.apply(images, self.drawn[index]), self.drawn.theta[index]
         told = None
-        if config.pose_cells:
+        if self.model.answers:
             undoing = poses.undoing(pose, config.transform)
             told = undoing, torch.rand(len(index), device=self.device) < self.told
         with autocast(self.device, self.precision):
@@ -74,7 +74,7 @@ class Step:
             logits = logits.float()
         loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
         loss = loss + transformer_loss(alignment.grid, pose, config)
-        if alignment.answer is not None:
+        if self.model.answers:
             loss = loss + config.pose_weight * poses.loss(alignment.answer, undoing, config.transform)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
@@ -217,8 +217,9 @@ def choose_precision(model, images, config):
         for precision in seconds:
             started = time.perf_counter()
             with autocast(images.device, precision):
-                logits = model.classifier(model.align(model.normalize(images)).warped)
-            logits.float().sum().backward()
+                logits, alignment = model.learn(model.normalize(images))
+            total = logits.float().sum()
+            (total if alignment.answer is None else total + alignment.answer.float().sum()).backward()
             model.zero_grad(set_to_none=True)
             if images.is_cuda:
                 torch.cuda.synchronize()

@@ -39,8 +39,9 @@ class STNClassifier(nn.Module):
         # the classifier first: so a seed gives it the same start with any transformer, and without one
         self.classifier = make_classifier(config, out)
         self.localization = make_localization(config, self.classifier, self.family) if config.stn else None
+        self.answers = config.pose_head or (config.stn and config.pose_cells > 0)  # with a distribution over poses
         self.pose_head = None  # of the control that is told the pose too, but warps nothing
-        if config.pose_cells and not config.stn:
+        if config.pose_head:
             self.pose_head = nn.Linear(self.classifier.num_features,
                                        poses.num_logits(config.transform, config.pose_cells))
         mean, std = (CIFAR10_MEAN, CIFAR10_STD) if channels == 3 else ((0.5,), (0.25,))
@@ -73,15 +74,13 @@ class STNClassifier(nn.Module):
         if self.localization is None:
             turns = [2 * math.pi * k / count for k in range(count)]
             rotation = transforms.FAMILIES["rotation"]
-            thetas = [(rotation.theta(torch.full((len(images), 1), turn, device=images.device)),
-                       images.new_full((len(images),), 1 / count)) for turn in turns]
-        elif self.config.pose_cells:
-            found = poses.hypotheses(self.localization(images), self.config.transform, count)
-            thetas = [(self.family.theta(params), probability) for params, probability in found]
-        else:
+            return [(self._warp(images, rotation.theta(torch.full((len(images), 1), turn, device=images.device)),
+                                rotation)[0], images.new_full((len(images),), 1 / count)) for turn in turns]
+        if not self.config.pose_cells:
             raise ValueError(f"hypotheses: {count}, but this transformer answers with one pose; must be 1, or the "
                              "model one with pose_cells, or with stn=False")
-        return [(self._warp(images, theta)[0], weight) for theta, weight in thetas]
+        found = poses.hypotheses(self.localization(images), self.config.transform, count)
+        return [(self._warp(images, self.family.theta(params))[0], probability) for params, probability in found]
 
     def transform(self, images):
         """What the classifier sees of `images`: (warped images (B, C, S', S') in [0, 1], theta), as `forward` does it.
@@ -139,9 +138,9 @@ class STNClassifier(nn.Module):
             step = self.family.theta(params)
             return step if so_far is None else transforms.compose(so_far, step)
 
-    def _warp(self, images, theta):
+    def _warp(self, images, theta, family=None):
         config = self.config
-        grid = self.family.grid_of(theta, config.supersample * self.output_size)
+        grid = (family or self.family).grid_of(theta, config.supersample * self.output_size)
         return sample(images, grid, config.padding_mode, config.interpolation, config.supersample), grid
 
     def _unaligned(self, images):

@@ -18,6 +18,7 @@ from .stn import STNClassifier, build_model
 from .training import evaluate, fit
 
 RESULTS = Path("results")
+ALL_ROUND = ("rotation", "similarity")  # distortions that turn by any angle
 HYPOTHESES = (2, 4)  # poses looked at in a measurement of its own, where a pose is known: see STNClassifier.forward
 
 
@@ -60,7 +61,8 @@ def record(config: Config, data: Data, model: STNClassifier, history: list[dict]
     if config.flip and config.distortion is None:
         averaged = evaluate(model, data.test, averaged=True)
         result["test_averaged"] = dict(accuracy=averaged.accuracy, loss=averaged.loss)
-    if data.test.poses is not None and (model.localization is None or config.pose_cells):
+    # without a transformer it turns pictures all the way round: of use only where they come so
+    if data.test.poses is not None and (config.pose_cells if config.stn else config.distortion in ALL_ROUND):
         result["test_hypotheses"] = {str(count): evaluate(model, data.test, hypotheses=count).accuracy
                                      for count in HYPOTHESES}
     recovery = diagnostics.pose_recovery(data.test.poses, seen.theta)

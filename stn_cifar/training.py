@@ -41,10 +41,11 @@ def fit(model, data, config, checkpoint_dir=None, on_epoch_end=None):
     """Train `model` on `data.train` as `config` says; returns the history, one dict an epoch.
 
     Each dict holds epoch (from 1), train_loss, train_accuracy (as the batches came: augmented, dropout on, weights
-    moving; the loss smoothed and with the terms of the transformer), val_loss and val_accuracy where there is a
-    validation split, learning_rate and seconds. `on_epoch_end(model, history)` is called after each epoch. Ctrl-C (a
-    notebook's stop button) and SIGTERM end training and return the history so far. The model is in evaluation mode
-    then, and whenever it is handed out. A loss that is not finite raises NonFiniteLoss.
+    moving, under a pose_curriculum with many a true pose undone; the loss smoothed and with the terms of the
+    transformer), val_loss and val_accuracy where there is a validation split, learning_rate and seconds.
+    `on_epoch_end(model, history)` is called after each epoch. Ctrl-C (a notebook's stop button) and SIGTERM end
+    training and return the history so far. The model is in evaluation mode then, and whenever it is handed out. A loss
+    that is not finite raises NonFiniteLoss. ValueError where model, data and config do not go together.
 
     With `checkpoint_dir`, every epoch's end is kept there, and a run that was broken off goes on from it, to the same
     result bit for bit on the same CPU and versions (on CUDA: as far as cuDNN repeats itself): data order, dropout,
@@ -59,6 +60,10 @@ def fit(model, data, config, checkpoint_dir=None, on_epoch_end=None):
         raise ValueError(f"pose_weight: {config.pose_weight} with flip={config.flip} and shift={config.shift}, which "
                          "make the known poses wrong; set flip=False and shift=0, or pose_weight=0")
     _check_fits(data, config)
+    for name in ("stn", "model", "transform", "pose_cells", "pose_head"):
+        if getattr(model.config, name) != getattr(config, name):
+            raise ValueError(f"{name}: {getattr(config, name)!r}, but the model was built with "
+                             f"{getattr(model.config, name)!r}; build_model(config) makes one for this config")
     torch.set_flush_denormal(True)  # vanishing activations would make CPUs 5 to 50 times slower (pytorch#23862)
     optimizer = make_optimizer(model, config)
     same = dict(dataset=data.name, training_images=len(train))

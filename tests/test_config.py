@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stn_cifar import distortions, transforms
+from stn_cifar import build_model, distortions, transforms
 from stn_cifar.config import DISTORTIONS, PRESETS, TRANSFORMS, Config
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
@@ -118,7 +118,7 @@ def test_a_width_is_for_networks_that_have_one():
         Config(width=0.5)
     with pytest.raises(ValueError, match=r"^width: 2 with"):
         Config(model="compact", width=2).replace(model="tutorial")
-    for model in ("compact", "strong"):
+    for model in ("compact", "strong", "light"):
         for width in (0.1, 1, 2.5, 8):
             assert Config(model=model, width=width).width == width
 
@@ -138,14 +138,24 @@ TAUGHT = dict(model="light", transform="rotation", pose_cells=36, pose_weight=1.
     (TAUGHT | dict(pose_weight=0.0), "pose_cells", "set pose_weight"),
     (TAUGHT | dict(transform="affine"), "transform", "'rotation', 'similarity'"),
     (TAUGHT | dict(iterations=2), "iterations", "must be 1"),
-    (TAUGHT | dict(stn=False, model="tutorial"), "pose_cells", "model='light'"),
+    (TAUGHT | dict(stn=False, model="tutorial", pose_head=True), "pose_head", "model='light'"),
+    (TAUGHT | dict(pose_head=True), "pose_head", "stn=False"),
+    (dict(model="light", stn=False, pose_head=True), "pose_head", "pose_cells"),
     (dict(pose_curriculum=0.5), "pose_curriculum", "pose_cells"),
-    (TAUGHT | dict(stn=False, pose_curriculum=0.5), "pose_curriculum", "stn=True"),
+    (TAUGHT | dict(identity_weight=0.1), "identity_weight", "must be 0"),
+    (TAUGHT | dict(shared_layers=1, width=2.0), "shared_layers", "localization_width=2.0"),
+    (TAUGHT | dict(quarter_turns="localization", image_size=28), "image_size", "multiple of 8"),
 ])
 def test_what_does_not_go_together_is_named_with_its_remedy(fields, names, remedy):
     with pytest.raises(ValueError, match=f"^{names}: .*{re.escape(remedy)}"):
         Config(**fields)
     assert Config(**TAUGHT, quarter_turns="localization") and Config(**TAUGHT, shared_layers=2)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_control_of_every_preset_is_one_field_away(name):
+    config = Config.preset(name, stn=False)  # what concerns the transformer alone is idle then, not refused
+    assert build_model(config).localization is None and build_model(config).pose_head is None
 
 
 def test_the_tutorial_preset_is_the_original_experiment():
@@ -219,7 +229,7 @@ def legal_values(field):
 
 # fields that are legal with certain others only
 BOUND = ("iterations", "output_size", "localization_width", "quarter_turns", "shared_layers", "pose_cells",
-         "pose_curriculum")
+         "pose_head", "pose_curriculum")
 
 
 @few

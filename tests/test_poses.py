@@ -67,6 +67,21 @@ def test_descent_on_the_loss_leads_to_the_pose_of_a_similarity():
     assert max(left.shift_x.abs().max(), left.shift_y.abs().max()) < 0.03
 
 
+@pytest.mark.parametrize("cells", [12, 24, 36])
+def test_a_sure_answer_has_no_second_hypothesis(cells):
+    first, second = poses.hypotheses(sure_of(1.0, cells), "rotation", 2)
+    assert first.probability.item() > 0.9 and second.probability.item() < 0.02
+
+
+@pytest.mark.parametrize("name", ["rotation", "similarity", "affine", "projective"])
+def test_what_undoes_a_pose_is_the_inverse_taken_apart(name):
+    applied = distortions.draw(name, 20, torch.Generator().manual_seed(0)).theta
+    true = transforms.decompose(transforms.inverse(applied))
+    expected = torch.stack([true.angle, true.scale.log(), true.shift_x, true.shift_y], dim=1)
+    torch.testing.assert_close(poses.undoing(applied, "similarity"), expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(poses.undoing(applied, "rotation"), poses.undoing(applied, "similarity")[:, :1])
+
+
 def test_the_second_hypothesis_is_the_other_way_up():
     both = sure_of(0.3).exp() * 0.7 + sure_of(0.3 + math.pi).exp() * 0.3
     first, second, third = poses.hypotheses(both.log(), "rotation", 3)
@@ -96,7 +111,8 @@ def test_a_fresh_answer_is_the_identity(transform, cells):
                                     dict(shared_layers=2), dict(model="tutorial"), dict(model="compact")])
 def test_a_fresh_model_returns_its_images(fields, photos):
     model = build_model(Config(**TAUGHT | fields)).eval()
-    warped, _ = model.transform(photos)
+    warped, theta = model.transform(photos)
+    torch.testing.assert_close(theta, torch.eye(2, 3).expand(6, -1, -1), rtol=0, atol=1e-7)
     assert (warped - photos.float() / 255).abs().max() < 1e-5
 
 
@@ -118,8 +134,9 @@ def test_logits_over_several_poses_are_the_weighed_mean_of_probabilities(photos)
         assert (model(photos, 3).softmax(1) - model(photos).softmax(1)).abs().max() > 1e-3  # or it proved nothing
 
 
-def test_without_a_transformer_poses_are_turns_all_the_way_round(photos):
-    model = build_model(Config(model="light", stn=False)).eval()
+@pytest.mark.parametrize("transform", transforms.FAMILIES)
+def test_without_a_transformer_poses_are_turns_all_the_way_round(photos, transform):
+    model = build_model(Config(model="light", stn=False, transform=transform)).eval()
     with torch.no_grad():
         turned = [model(torch.rot90(photos, k, (2, 3))).softmax(1) for k in range(4)]
         torch.testing.assert_close(model(photos, 4).exp(), sum(turned) / 4, rtol=1e-4, atol=1e-5)
@@ -146,7 +163,7 @@ def test_the_class_loss_stays_out_of_the_localization_network(photos):
 
 
 def test_the_control_that_is_told_the_pose_warps_nothing(photos):
-    model = build_model(Config(**TAUGHT, stn=False)).eval()
+    model = build_model(Config(**TAUGHT, stn=False, pose_head=True)).eval()
     images = model.normalize(photos)
     logits, alignment = model.learn(images)
     assert torch.equal(alignment.warped, images) and alignment.answer.shape == (len(photos), 36)

@@ -153,7 +153,9 @@ def test_a_cpu_has_eager_steps(glyph_data):
 @pytest.mark.parametrize("fields", [dict(), dict(momentum=0.9, schedule="linear"), dict(distortion="rts"),
                                     dict(stn=False), dict(transform="tps"), dict(precision="bf16"),
                                     dict(flip=True, shift=2, cutout=8, warmup=0.2, label_smoothing=0.1),
-                                    dict(model="compact", momentum=0.9, weight_decay=5e-4, flip=True)])
+                                    dict(model="compact", momentum=0.9, weight_decay=5e-4, flip=True),
+                                    dict(model="light", transform="rotation", pose_cells=36, pose_weight=1.0,
+                                         pose_curriculum=0.5, quarter_turns="localization")])
 def test_captured_steps_train_as_eager_ones(glyph_data, fields):
     steps = [make(kind, glyph_data, device="cuda", cuda_graph=True, **fields) for kind in (Step, CapturedStep)]
     losses = []

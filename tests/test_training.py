@@ -97,7 +97,8 @@ TAUGHT = dict(model="light", transform="rotation", pose_weight=1.0, pose_cells=3
 @pytest.mark.parametrize("fields", [dict(model="compact"), dict(model="strong", width=0.1), LIGHT,
                                     dict(LIGHT, quarter_turns="classifier", width=2.0),
                                     dict(TAUGHT, quarter_turns="localization"), dict(TAUGHT, transform="similarity"),
-                                    dict(TAUGHT, stn=False), dict(TAUGHT, shared_layers=2, pose_curriculum=1.0)])
+                                    dict(TAUGHT, stn=False, pose_head=True),
+                                    dict(TAUGHT, shared_layers=2, pose_curriculum=1.0)])
 def test_the_other_networks_learn_too_down_to_their_last_parameter(glyph_data, fields):
     data, start = only_train(glyph_data, 80), build_model(config(**fields)).state_dict()
     recipe = dict(batch_size=16, learning_rate=0.01, momentum=0.9, localization_lr_scale=0.1, schedule="linear")
@@ -105,6 +106,12 @@ def test_the_other_networks_learn_too_down_to_their_last_parameter(glyph_data, f
     assert history[-1]["train_loss"] < history[0]["train_loss"] - 0.5
     assert evaluate(model, data.train).accuracy > 0.25  # chance is 0.1; evaluation has the running statistics
     assert [name for name, value in model.state_dict().items() if torch.equal(value, start[name])] == []
+
+
+@pytest.mark.parametrize("name, value", [("transform", "similarity"), ("stn", False), ("model", "compact")])
+def test_a_model_of_another_config_is_refused(glyph_data, name, value):
+    with pytest.raises(ValueError, match=f"^{name}: {value!r}, but the model was built with"):
+        fit(build_model(config()), glyph_data, config(**{name: value}))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
