@@ -64,10 +64,15 @@ STUDIES = {
         arms={"fp32": dict(precision="fp32"), "bf16": dict(precision="bf16")}),
     "rotation": Study(
         "Does a transformer that is taught pose pay, on CIFAR-10 turned by any angle? The first control has as many "
-        "parameters, the second twice as many and four fifths of the arithmetic.",
+        "parameters; the second too, and is trained for so long that it has cost as much arithmetic; the third has "
+        "twice as many.",
         preset="taught", common=dict(precision="fp32"), angles=TURNS, suites=("rotation45", "rotation90"),
-        arms={"CNN, as many parameters": dict(ALONE, width=1.41), "CNN, twice as many": dict(ALONE, width=2.0),
-              "taught transformer": {}}),
+        arms={
+            "CNN, as many parameters": dict(ALONE, width=1.41),
+            "CNN, trained as much": dict(ALONE, width=1.41, epochs=20),
+            "CNN, twice as many parameters": dict(ALONE, width=2.0),
+            "taught transformer": {},
+        }),
     "arms": Study(
         "What makes the difference, on CIFAR-10 turned by any angle? All networks from the preset taught, four epochs.",
         preset="taught", seeds=2, common=dict(epochs=4, precision="fp32"), angles=TURNS,
