@@ -84,8 +84,13 @@ def test_a_run_that_was_stopped_is_not_called_finished(run, glyph_data):
         assert record["finished"] is False and record["epochs_done"] == len(done)
 
 
+TAUGHT = dict(model="light", transform="rotation", pose_cells=36, pose_weight=1.0)
+
+
 @pytest.mark.parametrize("fields", [dict(transform="tps"), dict(stn=False), dict(distortion="elastic"),
-                                    dict(distortion="rts"), dict(transform="projective")])
+                                    dict(distortion="rts"), dict(transform="projective"), TAUGHT,
+                                    dict(distortion="rotation", stn=False, transform="tps"),
+                                    dict(TAUGHT, distortion="rotation", quarter_turns="localization")])
 def test_every_kind_of_run_gets_a_record(glyph_data, fields):
     test = glyph_data.test
     if "distortion" in fields:
@@ -93,6 +98,8 @@ def test_every_kind_of_run_gets_a_record(glyph_data, fields):
     data = Data(glyph_data.train, None, test, glyph_data.classes, "glyphs")
     record = study.record(config(**fields), data, build_model(config(**fields)), [])
     json.dumps(record, allow_nan=False)
+    # poses are weighed, or pictures turned all the way round where they come so
+    assert ("test_hypotheses" in record) == ("pose_cells" in fields or fields.get("distortion") == "rotation")
     spline = "tps" in fields.values() or "elastic" in fields.values()  # of which no pose can be read
     assert ("pose_recovery" in record) == (not spline)
     no_pose = Data(glyph_data.train, None, Split(test.images, test.labels), glyph_data.classes, "glyphs")
