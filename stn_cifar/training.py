@@ -60,7 +60,7 @@ def fit(model, data, config, checkpoint_dir=None, on_epoch_end=None):
         raise ValueError(f"pose_weight: {config.pose_weight} with flip={config.flip} and shift={config.shift}, which "
                          "make the known poses wrong; set flip=False and shift=0, or pose_weight=0")
     _check_fits(data, config)
-    for name in ("stn", "model", "transform", "pose_cells", "pose_head"):
+    for name in ("stn", "pose_cells", "pose_head"):
         if getattr(model.config, name) != getattr(config, name):
             raise ValueError(f"{name}: {getattr(config, name)!r}, but the model was built with "
                              f"{getattr(model.config, name)!r}; build_model(config) makes one for this config")

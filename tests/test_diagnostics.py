@@ -224,7 +224,7 @@ def surveyed(theta, family, images=None):
     model = build_model(Config(device="cpu", transform=family))
     answers = iter(theta.split(1000))
     model._predict = lambda images: next(answers)
-    return survey(model, pictures(len(theta)) if images is None else images)
+    return survey(model, pictures(len(theta)) if images is None else images, batch_size=1000)
 
 
 @pytest.mark.parametrize("name", [name for name, row in distortions.DISTORTIONS.items() if row.family != "tps"])

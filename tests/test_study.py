@@ -341,8 +341,9 @@ def test_train_writes_record_and_figures_and_says_where(few_glyphs, tmp_path, ca
 
 def test_every_field_of_config_is_an_option(no_training, tmp_path):
     other = {bool: lambda value: not value, int: lambda value: 5, float: lambda value: 1.25, str: lambda value: "x"}
-    special = dict(device="cpu", iterations=2, output_size=32, supersample=3, momentum=0.5, max_scale=1.75,
-                   warmup=0.25, label_smoothing=0.25)
+    special = dict(device="cpu", model="light", shared_layers=2, pose_cells=36, pose_curriculum=0.25, iterations=2,
+                   output_size=32, supersample=3, momentum=0.5, max_scale=1.75, warmup=0.25, label_smoothing=0.25,
+                   pose_head=False)  # goes with no guard rail
     arguments, expected, plain = [], {}, Config.preset("tutorial", device="cpu")
     for field in dataclasses.fields(Config):
         if field.name == "name":
