@@ -45,7 +45,8 @@ STYLES = [dict(color=BLUE, marker="o"), dict(color=RED, marker="s", linestyle="-
 def title_of(config: Config, data: Data, epoch: int | None = None) -> str:
     """ "CIFAR-10 · tutorial (affine) · epoch 50": how every title of a run's figures begins."""
     kind = config.transform if config.stn else "no transformer"
-    return f"{data.name} · {config.name} ({kind})" + ("" if epoch is None else f" · epoch {epoch}")
+    pictures = data.name if config.distortion is None else f"{data.name}, {config.distortion}"
+    return f"{pictures} · {config.name} ({kind})" + ("" if epoch is None else f" · epoch {epoch}")
 
 
 def curves(history: list[dict], title: str, test_accuracy: float | None = None) -> Figure:
@@ -62,7 +63,7 @@ def curves(history: list[dict], title: str, test_accuracy: float | None = None) 
     if test_accuracy is not None and epochs:
         accuracy.plot(epochs[-1], test_accuracy, marker="*", markersize=13, color=RED, linestyle="none", clip_on=False,
                       label=f"test, at the end: {test_accuracy:.1%}")
-    if title.startswith("CIFAR-10"):
+    if title.startswith("CIFAR-10 "):  # undistorted, as the original experiment had it
         accuracy.axhline(TUTORIAL_TEST, color=GREY, linestyle=":",
                          label=f"original experiment, test: {TUTORIAL_TEST:.0%}")
     loss.set(xlabel="epoch", ylabel="cross-entropy, nats")

@@ -106,6 +106,7 @@ def test_titles_name_data_set_preset_transformer_and_epoch(three):
     config = Config.preset("tutorial", device="cpu")
     assert plots.title_of(config, three, 50) == "CIFAR-10 · tutorial (affine) · epoch 50"
     assert plots.title_of(config.replace(transform="tps"), three) == "CIFAR-10 · tutorial (tps)"
+    assert plots.title_of(config.replace(distortion="rts"), three) == "CIFAR-10, rts · tutorial (affine)"
     assert plots.title_of(config, three, 0).endswith("epoch 0")  # before training, which is not: no epoch
     assert plots.title_of(config.replace(stn=False), three, 1) == "CIFAR-10 · tutorial (no transformer) · epoch 1"
 
