@@ -129,8 +129,9 @@ def report(readme: Path, results: Path, notebook: Path, images: Path) -> None:
             continue
         arms = runs_by_arm(name, study.load_results(results / f"study-{name}"))
         arms = dict(list(arms.items())[:len(plots.STYLES)])  # more could not be told apart
-        title = (f"CIFAR-10 · study {name} · epoch {this.config(next(iter(this.arms)), 0).epochs} · "
-                 f"n = {max(map(len, arms.values()))}")
+        config = this.config(next(iter(this.arms)), 0)
+        title = " · ".join(["CIFAR-10" + (f", {config.distortion}" if config.distortion else ""), f"study {name}",
+                            f"epoch {config.epochs}", f"n = {max(map(len, arms.values()))}"])
         against = {arm: known for arm, runs in arms.items() if (known := accuracy_against_angle(runs))}
         left = {arm: counts for arm, runs in arms.items() if (counts := turns_left(runs))}
         for kind, figure, measured in (("angle", plots.robustness, against), ("left", plots.residual_angles, left)):

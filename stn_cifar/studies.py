@@ -99,7 +99,7 @@ STUDIES = {
     "upright": Study(
         "Does the classic transformer pay on CIFAR-10 as it is? And what do pictures that are turned do to both?",
         preset="taught", common=dict(distortion=None, epochs=4, precision="fp32"),
-        suites=("rotation45", "rotation90", "rotation", "rts"),
+        suites=("rotation45", "rotation90", "rotation", "rts"), angles=TURNS,
         arms={"CNN, as many parameters": dict(ALONE, width=1.41), "CNN": ALONE, "classic transformer, affine": TAMED}),
     "rts": Study(
         "Turned by up to 45 degrees, moved, and 0.7 to 1.2 times as large: does a transformer that is taught all that "
