@@ -63,15 +63,16 @@ STUDIES = {
         preset="tutorial", seeds=10, common=dict(epochs=2),
         arms={"fp32": dict(precision="fp32"), "bf16": dict(precision="bf16")}),
     "rotation": Study(
-        "Does a transformer that is taught pose pay, on CIFAR-10 turned by any angle? The first control has as many "
-        "parameters; the second too, and is trained for so long that it has cost as much arithmetic; the third has "
-        "twice as many.",
+        "Does a transformer that is taught pose pay, on CIFAR-10 turned by any angle? The first control has as much "
+        "arithmetic as the small transformer and as many parameters as the large one; the second is trained until it has "
+        "cost as much arithmetic as the large one; the third has twice as many parameters.",
         preset="taught", common=dict(precision="fp32"), angles=TURNS, suites=("rotation45", "rotation90"),
         arms={
-            "CNN, as many parameters": dict(ALONE, width=1.41),
-            "CNN, trained as much": dict(ALONE, width=1.41, epochs=20),
+            "CNN": dict(ALONE, width=1.41),
+            "CNN, trained longer": dict(ALONE, width=1.41, epochs=20),
             "CNN, twice as many parameters": dict(ALONE, width=2.0),
-            "taught transformer": {},
+            "taught transformer, large": {},
+            "taught transformer, small": dict(localization_width=1.0),
         }),
     "arms": Study(
         "What makes the difference, on CIFAR-10 turned by any angle? All networks from the preset taught, four epochs.",

@@ -207,14 +207,14 @@ def posed(config, accuracy, angle):
 def test_a_table_tells_what_was_measured_of_poses_and_only_that():
     this = STUDIES["rotation"]
     records = [posed(this.config(arm, seed), accuracy + seed / 10, 7.0) for arm, accuracy in
-               (("CNN, as many parameters", 0.3), ("taught transformer", 0.5)) for seed in (0, 1)]
+               (("CNN", 0.3), ("taught transformer, large", 0.5)) for seed in (0, 1)]
     cnn, taught = rows_of(report.study_table("rotation", records))
     assert (cnn["over 2 poses"], taught["over 4 poses"]) == ("36.0 ± 7.1 %", "57.0 ± 7.1 %")
     assert cnn["on rts"] == "25.0 ± 0.0 %" and "on affine" not in cnn
     assert (cnn["angle left, median"], taught["angle left, median"]) == ("-", "7.0 ± 0.0°")  # it undoes nothing
     assert "moved" not in cnn and "region's size" not in cnn  # the pose says more
     arms = report.runs_by_arm("rotation", records)
-    cnn, taught = arms["CNN, as many parameters"], arms["taught transformer"]
+    cnn, taught = arms["CNN"], arms["taught transformer, large"]
     assert report.turns_left(cnn) == [] and report.turns_left(taught)[0] == 1400
     assert report.accuracy_against_angle(cnn)["angle"] == dict(values=[0, 90], accuracy=[0.35, 0.25])
 
