@@ -64,8 +64,8 @@ STUDIES = {
         arms={"fp32": dict(precision="fp32"), "bf16": dict(precision="bf16")}),
     "rotation": Study(
         "Does a transformer that is taught pose pay, on CIFAR-10 turned by any angle? The first control has as much "
-        "arithmetic as the small transformer and as many parameters as the large one; the second is trained until it "
-        "has cost as much arithmetic as the large one; the third has twice as many parameters.",
+        "arithmetic as the small transformer and as many parameters as the large one; trained longer, it has cost as "
+        "much arithmetic as the large one.",
         preset="taught", common=dict(precision="fp32"), angles=TURNS, suites=("rotation45", "rotation90"),
         arms={
             "CNN": dict(ALONE, width=1.41),
@@ -73,6 +73,7 @@ STUDIES = {
             "CNN, twice as many parameters": dict(ALONE, width=2.0),
             "taught transformer, large": {},
             "taught transformer, small": dict(localization_width=1.0),
+            "taught, small, trained longer": dict(localization_width=1.0, epochs=20),
         }),
     "arms": Study(
         "What makes the difference, on CIFAR-10 turned by any angle? All networks from the preset taught, four epochs.",
