@@ -4,6 +4,7 @@ Titles say data set, preset, epoch and what to look for; images are drawn in the
 are in pictures.py and diagrams.py, and to be had from here like the rest.
 """
 
+import math
 from itertools import cycle
 
 import torch
@@ -34,6 +35,7 @@ QUANTITIES = dict(
     shift_y=("shift y", "half-widths", 0, (-0.05, 0.05)),
     outside=("outside the picture", "share of samples", 0, (0, 0.05)),
 )
+LEGEND = 118  # letters that fit on a line of it
 DISTORTED = dict(angle="rotation, degrees", shift_x="shift to the side, half-widths", scale="scale (2: half as large)")
 # told apart by line and marker too
 STYLES = [dict(color=BLUE, marker="o"), dict(color=RED, marker="s", linestyle="--"),
@@ -163,7 +165,8 @@ def robustness(arms: dict[str, dict[str, dict[str, list[float]]]], title: str, c
     Thin: each arm's accuracy on undistorted pictures, for reference; they are cut to the same disc, which a model that
     has seen whole pictures only may pay for with some points.
     """
-    fig = page(3.7, title,
+    columns = min(5, LEGEND // (max(map(len, arms)) + 8))  # of the legend
+    fig = page(3.5 + 0.2 * math.ceil(len(arms) / columns), title,
                "Flat: no harm done. Thin: undistorted, but cut to the same disc, which may cost some by itself. "
                "Dotted: chance.")
     quantities = list(next(iter(arms.values())))
@@ -186,8 +189,8 @@ def robustness(arms: dict[str, dict[str, dict[str, list[float]]]], title: str, c
         ax.tick_params(labelsize=8)
         _tidy(ax)
     fig.axes[0].set_ylabel("accuracy", fontsize=9)
-    fig.legend(*fig.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8.5,
-               frameon=False)
+    fig.legend(*fig.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns,
+               fontsize=8.5, frameon=False)
     return fig
 
 
