@@ -259,7 +259,7 @@ def test_set_back_it_says_the_same_again(person, monkeypatch):
 # Small glyphs in place of the 60,000: what is tested is the notebook, not the training.
 SMALL_GLYPHS = """
 import stn_cifar.data, stn_cifar.glyphs
-stn_cifar.data.make_glyphs = lambda count, seed: stn_cifar.glyphs.make_glyphs(count // 25, seed)
+stn_cifar.data.make_glyphs = lambda count, seed: stn_cifar.glyphs.make_glyphs(count // 50, seed)
 """
 
 
