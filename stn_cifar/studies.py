@@ -89,6 +89,7 @@ STUDIES = {
             "taught transformer, large": {},
             "taught transformer, small": dict(localization_width=1.0),
             "taught, small, trained longer": dict(localization_width=1.0, epochs=20),
+            "taught, large, trained longer": dict(epochs=20),
         }),
     "arms": Study(
         "What makes the difference, on CIFAR-10 turned by any angle? All networks from the preset taught, four epochs.",
