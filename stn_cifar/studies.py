@@ -43,9 +43,9 @@ ALONE = dict(TAUGHT_ONE_POSE, pose_weight=0.0, stn=False)
 
 # The classic transformer is a control only if it is given its best pace: how fast its localization network may learn.
 PACES = {"CNN alone": ALONE} | {
-    f"localization learns {pace:.5g} times as fast{', pulled to the identity' if pull else ''}":
-        dict(CLASSIC, transform="affine", localization_lr_scale=pace, identity_weight=pull)
-    for pace in (0.01, 0.001, 0.0001, 0.00001) for pull in (0.0, 0.1)}
+    f"localization learns {pace} times as fast{', pulled to the identity' if pull else ''}":
+        dict(CLASSIC, transform="affine", localization_lr_scale=float(pace), identity_weight=pull)
+    for pace in ("0.01", "0.001", "0.0001", "0.00001") for pull in (0.0, 0.1)}
 
 STUDIES = {
     "ladder": Study(
