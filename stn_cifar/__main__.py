@@ -127,11 +127,13 @@ def report(readme: Path, results: Path, notebook: Path, images: Path) -> None:
     for name, this in studies.STUDIES.items():
         if not this.angles:
             continue
-        arms = runs_by_arm(name, study.load_results(results / f"study-{name}"))
-        arms = dict(list(arms.items())[:len(plots.STYLES)])  # more could not be told apart
         config = this.config(next(iter(this.arms)), 0)
+        arms = {f"{arm} (n = {len(runs)})": runs  # trained as long as the first one
+                for arm, runs in runs_by_arm(name, study.load_results(results / f"study-{name}")).items()
+                if runs and this.config(arm, 0).epochs == config.epochs}
+        arms = dict(list(arms.items())[:len(plots.STYLES)])  # more could not be told apart
         title = " · ".join(["CIFAR-10" + (f", {config.distortion}" if config.distortion else ""), f"study {name}",
-                            f"epoch {config.epochs}", f"n = {max(map(len, arms.values()))}"])
+                            f"preset {this.preset}", f"epoch {config.epochs}"])
         against = {arm: known for arm, runs in arms.items() if (known := accuracy_against_angle(runs))}
         left = {arm: counts for arm, runs in arms.items() if (counts := turns_left(runs))}
         for kind, figure, measured in (("angle", plots.robustness, against), ("left", plots.residual_angles, left)):
