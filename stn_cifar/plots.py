@@ -170,6 +170,7 @@ def robustness(arms: dict[str, dict[str, dict[str, list[float]]]], title: str, c
                "Flat: no harm done. Thin: undistorted, but cut to the same disc, which may cost some by itself. "
                "Dotted: chance.")
     quantities = list(next(iter(arms.values())))
+    best = max(max(part["accuracy"]) for known in arms.values() for part in known.values())
     for ax, quantity in zip(fig.subplots(1, len(quantities), sharey=True, squeeze=False)[0], quantities, strict=True):
         for (name, known), style in zip(arms.items(), cycle(STYLES)):
             values, accuracies = known[quantity]["values"], known[quantity]["accuracy"]
@@ -185,7 +186,7 @@ def robustness(arms: dict[str, dict[str, dict[str, list[float]]]], title: str, c
         if quantity == "angle":
             ax.xaxis.set_major_locator(MultipleLocator(90))
         ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        ax.set_ylim(0, 1)
+        ax.set_ylim(0, min(1, best + 0.1))
         ax.tick_params(labelsize=8)
         _tidy(ax)
     fig.axes[0].set_ylabel("accuracy", fontsize=9)

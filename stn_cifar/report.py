@@ -22,14 +22,15 @@ def results_table(records: list[dict]) -> str:
     groups: dict[tuple, list[dict]] = {}
     for r in records:
         config = Config(**r["config"])
-        # another machine is another row: its seconds are not to be mixed with these
-        groups.setdefault((config.name, r["dataset"], *changed_fields(config), r["machine"]), []).append(r)
+        # another machine or arithmetic is another row: its seconds are not to be mixed with these
+        groups.setdefault((config.name, r["dataset"], *changed_fields(config), r["precision"], r["machine"]),
+                          []).append(r)
     posed, averaged = (any(key in r for r in records) for key in ("pose_recovery", "test_averaged"))
     columns = ["preset", "data", "parameters", "epochs", "test accuracy",
                *(["averaged over views"] if averaged else []), "training accuracy", "region's size",
-               *(["angle left, median", "within 30°"] if posed else []), "s an epoch", "n", "machine"]
+               *(["angle left, median", "within 30°"] if posed else []), "s an epoch", "arithmetic", "n", "machine"]
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-    for (name, dataset, *changed, machine_name), runs in groups.items():
+    for (name, dataset, *changed, precision, machine_name), runs in groups.items():
         known = [r["pose_recovery"] for r in runs if "pose_recovery" in r]
         pose = [spread([p["median_angle"] for p in known], "°"), spread([100 * p["within_30"] for p in known], " %")]
         cells = [", ".join([name, *changed]), dataset, f"{runs[0]['parameters']:,}", str(runs[0]["epochs_done"]),
@@ -39,26 +40,30 @@ def results_table(records: list[dict]) -> str:
                  spread([100 * r["train"]["accuracy"] for r in runs], " %"),
                  spread([r["theta"]["grid_scale"]["mean"] for r in runs], "", digits=2), *(pose if posed else []),
                  f"{statistics.median(row['seconds'] for r in runs for row in r['history']):.1f}",
-                 f"{len(runs)}{' (one run)' if len(runs) == 1 else ''}", machine_name]
+                 precision, f"{len(runs)}{' (one run)' if len(runs) == 1 else ''}", machine_name]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def study_table(name: str, records: list[dict]) -> str:
-    """README's table of a study: one row an arm, over its seeds; differences to the first arm are paired by seed."""
+    """README's table of a study: one row an arm, over its seeds.
+
+    Differences are to the first arm that was trained for as many epochs, paired by seed.
+    """
     this, arms = studies.STUDIES[name], runs_by_arm(name, records)
     measured = "validation" if this.choice else "test"
-    first, rows = next(iter(arms.values())), []  # the first arm, be there runs of it or not
+    first, rows = {}, []  # epochs -> runs of the first arm trained so long, be there any or not
     for arm, runs in arms.items():
+        control = first.setdefault(this.config(arm, 0).epochs, runs)
         if not runs:
             continue
         one = next(iter(runs.values()))
-        difference = [100 * (accuracy(runs[s], this) - accuracy(first[s], this)) for s in runs if s in first]
+        difference = [100 * (accuracy(runs[s], this) - accuracy(control[s], this)) for s in runs if s in control]
         rows.append({
             "arm": arm, "parameters": f"{one['parameters']:,}", "MFLOP an image": f"{mflop(one['config']):.0f}",
             "epochs": str(one["epochs_done"]),
             f"{measured} accuracy": spread([100 * accuracy(r, this) for r in runs.values()], " %"),
-            "difference, points (95 %)": "-" if runs is first else interval(difference),
+            "difference, points (95 %)": "-" if runs is control else interval(difference),
             **more_columns(list(runs.values())),
             "s an epoch": f"{statistics.median(row['seconds'] for r in runs.values() for row in r['history']):.1f}",
             "n": str(len(runs))})

@@ -40,7 +40,7 @@ def small(monkeypatch):
 def made_up(config, accuracy=0.5, finished=True):
     """A record as a run would leave it."""
     rows = [dict(epoch=k + 1, seconds=2.0, val_accuracy=accuracy - 0.1) for k in range(config.epochs)]
-    return dict(config=config.to_dict(), dataset="CIFAR-10", parameters=1234, finished=finished,
+    return dict(config=config.to_dict(), dataset="CIFAR-10", parameters=1234, finished=finished, precision="fp32",
                 epochs_done=len(rows), history=rows, machine="2 CPU cores, a chip", test=dict(accuracy=accuracy),
                 train=dict(accuracy=0.9), theta={key: dict(mean=1.1, std=0.1) for key in ("grid_scale", "moved")})
 
@@ -168,6 +168,15 @@ def test_what_lacks_its_pair_or_its_runs_is_not_compared(small):
     assert rows_of(table)[1]["difference, points (95 %)"] == "+10.0 (one pair)"
     trial = made_up(this.config("with", 0).replace(epochs=1), 0.9)
     assert len(rows_of(report.study_table("small", [trial]))) == 0  # a trial is not the study
+
+
+def test_what_was_trained_longer_is_compared_with_what_was_trained_as_long(small, monkeypatch):
+    this = Study("?", "tutorial", {"a": {}, "a longer": dict(epochs=90), "b": dict(stn=False),
+                                   "b longer": dict(stn=False, epochs=90)}, seeds=1)
+    monkeypatch.setitem(STUDIES, "small", this)
+    accuracies = {"a": [0.50], "a longer": [0.60], "b": [0.51], "b longer": [0.63]}
+    rows = rows_of(report.study_table("small", records(this, accuracies)))
+    assert [row["difference, points (95 %)"] for row in rows] == ["-", "-", "+1.0 (one pair)", "+3.0 (one pair)"]
 
 
 def test_a_choice_is_made_on_validation_images(small, monkeypatch):

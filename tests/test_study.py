@@ -45,8 +45,8 @@ def fake(accuracy=0.5, train=0.6, seconds=(1.0, 3.0), **fields):
     """A record as `results_table` reads it, of a run that never was."""
     history = [dict(epoch=k + 1, seconds=s) for k, s in enumerate(seconds)]
     return dict(config=config(epochs=len(history), **fields).to_dict(), dataset="CIFAR-10", parameters=39_884,
-                finished=True, epochs_done=len(history), history=history, machine="2 CPU cores, a chip",
-                test=dict(accuracy=accuracy), train=dict(accuracy=train),
+                finished=True, precision="fp32", epochs_done=len(history), history=history,
+                machine="2 CPU cores, a chip", test=dict(accuracy=accuracy), train=dict(accuracy=train),
                 theta=dict(grid_scale=dict(mean=1.25, std=0.05)))
 
 
@@ -187,7 +187,7 @@ def test_the_table_tells_the_numbers_of_the_records():
     assert three["test accuracy"] == f"{100 * np.mean(tests):.1f} ± {100 * np.std(tests, ddof=1):.1f} %"
     assert three["training accuracy"] == f"{100 * np.mean(trains):.1f} ± {100 * np.std(trains, ddof=1):.1f} %"
     assert three["s an epoch"] == f"{statistics.median([1, 2, 9]):.1f}"  # of all epochs: a slow first one aside
-    assert three["n"] == "3" and three["machine"] == "2 CPU cores, a chip"
+    assert three["arithmetic"] == "fp32" and three["n"] == "3" and three["machine"] == "2 CPU cores, a chip"
     assert one["test accuracy"] == "12.3 %" and one["training accuracy"] == "45.6 %"
     assert one["n"] == "1 (one run)" and "rotation" in one["preset"]
 
@@ -198,9 +198,12 @@ def test_what_differs_by_more_than_the_seed_is_not_averaged():
     assert [cells(row)[-2] for row in rows] == ["2", "1 (one run)", "1 (one run)"]
 
 
-def test_another_machine_is_another_row():
-    rows = tables.results_table([fake(seed=0), fake(seed=1) | dict(machine="a card")]).splitlines()[2:]
-    assert [cells(row)[-2:] for row in rows] == [["1 (one run)", "2 CPU cores, a chip"], ["1 (one run)", "a card"]]
+def test_another_machine_or_arithmetic_is_another_row():
+    records = [fake(seed=0), fake(seed=1) | dict(machine="a card"), fake(seed=2) | dict(precision="bf16")]
+    rows = tables.results_table(records).splitlines()[2:]
+    assert [cells(row)[-3:] for row in rows] == [["fp32", "1 (one run)", "2 CPU cores, a chip"],
+                                                 ["fp32", "1 (one run)", "a card"],
+                                                 ["bf16", "1 (one run)", "2 CPU cores, a chip"]]
 
 
 def test_pose_recovery_has_columns_where_a_run_has_it():
