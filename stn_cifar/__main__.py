@@ -56,6 +56,7 @@ def train(preset: str, results: Path, images: Path, checkpoint_dir: Path | None,
     model, data, record = study.run(config, checkpoint_dir, watch)
     path = study.save(record, results)
     film, = films
+    film(model, record["history"])  # of a run that was complete before, the one frame that can be had
     title = plots.title_of(config, data, record["epochs_done"])
     figures = {
         "strip": plots.strip(model, data, title),
@@ -63,21 +64,24 @@ def train(preset: str, results: Path, images: Path, checkpoint_dir: Path | None,
         "where": plots.where(model, data, title),
         "curves": plots.curves(record["history"], title, record["test"]["accuracy"]),
         "theta": plots.theta_histograms(diagnostics.survey(model, data.test.images), title),
-        "bands": plots.theta_bands(film.epochs, film.bands, title),
         "means": plots.class_means(model, data, title),
         "confusion": plots.confusion(record["test"]["confusion"], data.classes, title),
         "mistakes": plots.mistakes(model, data, title),
     }
-    upright = load_data(config.replace(distortion=None)).test[:1000]
+    upright = (data if config.distortion is None else load_data(config.replace(distortion=None))).test[:1000]
     if upright.images.shape[-1] == config.image_size:  # not on a larger canvas
         figures["robustness"] = plots.robustness({"this model": diagnostics.robustness(model, upright)}, title)
+    filmed = len(film.frames) > 2 or record["epochs_done"] < 2  # else nothing to put in the place of an earlier film
+    if filmed:
+        figures["bands"] = plots.theta_bands(film.epochs, film.bands, title)
+        film.gif(images / f"{path.stem}-film.gif")
     for name, figure in figures.items():
         figure.savefig(images / f"{path.stem}-{name}.png")
-    film.gif(images / f"{path.stem}-film.gif")
     print(f"test accuracy {record['test']['accuracy']:.1%} on {len(data.test):,} images of {data.name}; "
           f"train {record['train']['accuracy']:.1%} (dropout off); {record['parameters']:,} parameters; "
           f"{record['training_seconds']:.0f} s on {record['machine']}")
-    print(f"record: {path}; figures: {images / path.stem}-{{{','.join(figures)}}}.png and -film.gif")
+    print(f"record: {path}; figures: {images / path.stem}-{{{','.join(figures)}}}.png"
+          + (" and -film.gif" if filmed else "; no film, as all epochs were there already"))
 
 
 def figures(images: Path, dataset: str) -> None:

@@ -101,6 +101,8 @@ class Config:
         for f in dataclasses.fields(self):
             limits = {key: value for key, value in f.metadata.items() if key != "help"}
             _check(f.name, getattr(self, f.name), hints[f.name], **limits)
+            if hints[f.name] is float:  # width=2 is the same experiment as width=2.0, under the same name
+                object.__setattr__(self, f.name, float(getattr(self, f.name)))
         if not re.fullmatch(r"[\w-]+", self.name):
             raise ValueError(f"name: {self.name!r} goes into file names; must be letters, digits, _ and - only")
         if self.iterations > 1 and self.transform == "tps":
@@ -123,8 +125,14 @@ class Config:
             if getattr(self, name) != plain and self.model != "light":
                 raise ValueError(f"{name}: {getattr(self, name)!r} with model={self.model!r}; only the model 'light' "
                                  f"has it, so it must be {plain!r}, or model='light'")
-        if self.quarter_turns != "none" and self.image_size % 8:
-            raise ValueError(f"image_size: {self.image_size} with quarter_turns={self.quarter_turns!r}; must be a "
+        if self.quarter_turns == "classifier":
+            name = "image_size" if self.output_size is None else "output_size"
+        elif self.quarter_turns == "localization" and self.stn:
+            name = "image_size"
+        else:
+            name = None
+        if name and getattr(self, name) % 8:
+            raise ValueError(f"{name}: {getattr(self, name)} with quarter_turns={self.quarter_turns!r}; must be a "
                              "multiple of 8, or poolings fall out otherwise on the turned picture")
         if not self.stn:  # what concerns the localization network alone is idle then
             return

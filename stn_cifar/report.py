@@ -21,7 +21,7 @@ def results_table(records: list[dict]) -> str:
     """README's table: one row for each kind of run, over its seeds."""
     groups: dict[tuple, list[dict]] = {}
     for r in records:
-        config = Config(**r["config"])
+        config = Config(**r["config"] | dict(device="cpu"))  # wherever it ran
         # another machine or arithmetic is another row: its seconds are not to be mixed with these
         groups.setdefault((config.name, r["dataset"], *changed_fields(config), r["precision"], r["machine"]),
                           []).append(r)
@@ -67,7 +67,7 @@ def study_table(name: str, records: list[dict]) -> str:
             **more_columns(list(runs.values())),
             "s an epoch": f"{statistics.median(row['seconds'] for r in runs.values() for row in r['history']):.1f}",
             "n": str(len(runs))})
-    machines = ", ".join(sorted({r["machine"] for r in records}))
+    machines = ", ".join(sorted({r["machine"] for runs in arms.values() for r in runs.values()}))
     optional = more_columns([])  # left out where no arm fills them
     columns = [name for name in (rows or [{}])[0] if name not in optional or any(row[name] != "-" for row in rows)]
     lines = [columns, ["---"] * len(columns), *([row[name] for name in columns] for row in rows)]
@@ -87,7 +87,7 @@ def mflop(config: dict) -> float:
 def runs_by_arm(name: str, records: list[dict]) -> dict[str, dict[int, dict]]:
     """The records of the study `name`: arm -> seed -> record, in the study's order; an arm may have none yet."""
     this = studies.STUDIES[name]
-    labelled = {label(Config(**r["config"]), r["dataset"]): r for r in records}
+    labelled = {label(Config(**r["config"] | dict(device="cpu")), r["dataset"]): r for r in records}
     return {arm: {seed: labelled[key] for seed in range(this.seeds)
                   if (key := label(this.config(arm, seed), "cifar10")) in labelled} for arm in this.arms}
 

@@ -1,15 +1,16 @@
 """One experiment from start to end, and the record that it leaves: one JSON a run, in results/."""
 
 import datetime
+import hashlib
 import json
 import os
 import platform
+from importlib.metadata import version
 from pathlib import Path
 
 import matplotlib
 import numpy
 import torch
-import torchvision
 
 from . import diagnostics
 from .config import PRESETS, Config
@@ -18,6 +19,8 @@ from .stn import STNClassifier, build_model
 from .training import evaluate, fit
 
 RESULTS = Path("results")
+LONGEST = 231  # characters of a label: file systems take names of 255 bytes, and endings follow
+TORCHVISION = version("torchvision")  # not imported for that, which would take half a second
 ALL_ROUND = ("rotation", "similarity")  # distortions that turn by any angle
 HYPOTHESES = (2, 4)  # poses looked at in a measurement of its own, where a pose is known: see STNClassifier.forward
 
@@ -54,7 +57,7 @@ def record(config: Config, data: Data, model: STNClassifier, history: list[dict]
         history=history,
         machine=machine(config),
         versions=dict(python=platform.python_version(), torch=torch.__version__, numpy=numpy.__version__,
-                      torchvision=torchvision.__version__, matplotlib=matplotlib.__version__),
+                      torchvision=TORCHVISION, matplotlib=matplotlib.__version__),
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
     # trained on mirrored, upright pictures, so the views of test-time averaging are nothing new to it
@@ -96,8 +99,14 @@ def changed_fields(config: Config) -> list[str]:
 
 
 def label(config: Config, dataset: str) -> str:
-    """A file name's stem for a run: preset, data set, every field that differs from the preset, seed."""
-    return "-".join([config.name, dataset.lower().replace("-", ""), *changed_fields(config), f"seed{config.seed}"])
+    """A file name's stem for a run: preset, data set, every field that differs from the preset, seed.
+
+    Where that is too long for a file system, its end gives way to a digest of it; the record holds the whole config.
+    """
+    stem = "-".join([config.name, dataset.lower().replace("-", ""), *changed_fields(config), f"seed{config.seed}"])
+    if len(stem) <= LONGEST:
+        return stem
+    return f"{stem[:LONGEST - 31]}-{hashlib.sha256(stem.encode()).hexdigest()[:12]}-seed{config.seed}"
 
 
 def save(result: dict, folder: Path = RESULTS) -> Path:

@@ -121,7 +121,7 @@ def _check_fits(data, config):
     for field, needed in (("channels", channels), ("image_size", size)):
         if getattr(config, field) != needed:
             raise ValueError(f"{field}: {getattr(config, field)}, but {data.name} has pictures of {needed}; set that")
-    if config.num_classes < len(data.classes):
+    if config.num_classes != len(data.classes):
         raise ValueError(f"num_classes: {config.num_classes}, but {data.name} has {len(data.classes)} classes")
 
 
@@ -233,7 +233,6 @@ def _tell_how_long(seconds, progress, step):
     progress.write(f"{config.epochs} epochs will take about {words} on this machine ({step.device.type}){advice}")
 
 
-@torch.no_grad()
 def evaluate(model, split, batch_size=250, averaged=False, hypotheses=1):
     """Metrics of `model` on `split` (a Split), dropout off; the model's training mode is restored.
 
@@ -242,17 +241,16 @@ def evaluate(model, split, batch_size=250, averaged=False, hypotheses=1):
     """
     if averaged and hypotheses != 1:
         raise ValueError(f"hypotheses: {hypotheses} with averaged=True; average over one of the two")
-    was_training, device = model.training, model.mean.device
-    model.eval()
+    device = model.mean.device
     classes = model.config.num_classes
     loss = torch.zeros((), dtype=torch.float64, device=device)
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
-    for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
-        images, labels = images.to(device), labels.to(device)
-        logits = averaged_logits(model, images) if averaged else model(images, hypotheses)
-        loss += F.cross_entropy(logits, labels, reduction="sum")
-        confusion += torch.bincount(labels * classes + logits.argmax(1), minlength=classes * classes)
-    model.train(was_training)
+    with diagnostics.evaluating(model):
+        for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
+            images, labels = images.to(device), labels.to(device)
+            logits = averaged_logits(model, images) if averaged else model(images, hypotheses)
+            loss += F.cross_entropy(logits, labels, reduction="sum")
+            confusion += torch.bincount(labels * classes + logits.argmax(1), minlength=classes * classes)
     confusion = confusion.reshape(classes, classes).cpu()
     return Metrics(loss.item() / len(split), confusion.diagonal().sum().item() / len(split), confusion)
 

@@ -116,7 +116,7 @@ def test_what_cannot_iterate_says_so():
 def test_a_width_is_for_networks_that_have_one():
     with pytest.raises(ValueError, match=r"^width: 0\.5 with model='tutorial'.*must be 1 .*'compact'"):
         Config(width=0.5)
-    with pytest.raises(ValueError, match=r"^width: 2 with"):
+    with pytest.raises(ValueError, match=r"^width: 2\.0 with"):
         Config(model="compact", width=2).replace(model="tutorial")
     for model in ("compact", "strong", "light"):
         for width in (0.1, 1, 2.5, 8):
@@ -145,11 +145,15 @@ TAUGHT = dict(model="light", transform="rotation", pose_cells=36, pose_weight=1.
     (TAUGHT | dict(identity_weight=0.1), "identity_weight", "must be 0"),
     (TAUGHT | dict(shared_layers=1, width=2.0), "shared_layers", "localization_width=2.0"),
     (TAUGHT | dict(quarter_turns="localization", image_size=28), "image_size", "multiple of 8"),
+    (dict(model="light", quarter_turns="classifier", image_size=28), "image_size", "multiple of 8"),
+    (dict(model="light", quarter_turns="classifier", output_size=30), "output_size", "multiple of 8"),
 ])
 def test_what_does_not_go_together_is_named_with_its_remedy(fields, names, remedy):
     with pytest.raises(ValueError, match=f"^{names}: .*{re.escape(remedy)}"):
         Config(**fields)
     assert Config(**TAUGHT, quarter_turns="localization") and Config(**TAUGHT, shared_layers=2)
+    assert Config(model="light", quarter_turns="classifier", image_size=36, output_size=32)
+    assert Config(**TAUGHT, quarter_turns="localization", stn=False, image_size=28)  # idle
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -515,7 +515,7 @@ def test_robustness_is_the_accuracy_for_each_quantity_ready_for_json():
     assert json.loads(json.dumps(told)) == told
     for quantity, values in diagnostics.KNOWN.items():  # each with the reference in it
         assert distortions.UPRIGHT[quantity] in values and list(values) == sorted(values)
-    assert min(diagnostics.KNOWN["angle"]), max(diagnostics.KNOWN["angle"]) == (-180, 180)
+    assert (min(diagnostics.KNOWN["angle"]), max(diagnostics.KNOWN["angle"])) == (-180, 180)
 
 
 def test_accuracy_leaves_the_random_state_alone():

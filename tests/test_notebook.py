@@ -209,7 +209,7 @@ CHANGES = dict(
     CHECKPOINT_DIR=("kept", r"", False),
     OWN_PICTURE=("me.png", r"", False),
     FAMILY=("tps", r"tutorial \(tps\) · epoch 1", False),
-    FAMILY_EPOCHS=(2, r"tutorial \(rotation\) · epoch 1", False),  # no more than EPOCHS
+    FAMILY_EPOCHS=(2, r"tutorial \(rotation\) · epoch 1", False),  # no more than EPOCHS; counted: see below
     COMPARE=(False, r"nothing to compare", False),
     POSE_EPOCHS=(2, r"taught \(rotation\) · epoch 1", False),  # likewise
 )
@@ -221,6 +221,17 @@ NUMBERS = {"EPOCHS", "BATCH_SIZE", "LEARNING_RATE", "LOCALIZATION_LR_SCALE", "SE
 def test_every_field_is_tried(person):
     found = {field for source in person[0].sources for field in fields_of(source)}
     assert found == CHANGES.keys() | NOT_HERE
+
+
+@pytest.mark.parametrize(("field", "said"), [("FAMILY_EPOCHS", r"tutorial \(rotation\) · epoch (\d)"),
+                                              ("POSE_EPOCHS", r"taught \(rotation\) · epoch (\d)")])
+def test_epochs_of_a_section_are_counted_as_its_field_says(person, field, said, monkeypatch):
+    titles_for_figures(monkeypatch)
+    person, _, _ = person
+    person.run(DATASET="glyphs", EPOCHS=1)
+    person.names["config"] = person.names["config"].replace(epochs=4)
+    for value in (1, 2):
+        assert re.search(said, person.run(person.cell_of(field), **{field: value}))[1] == str(value)
 
 
 @pytest.mark.parametrize("field", CHANGES)

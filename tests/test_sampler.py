@@ -251,21 +251,6 @@ def test_autocast_changes_nothing(interpolation, supersample, dtype):
     assert torch.equal(under_autocast, plain)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_the_whole_way_from_parameters_to_pixels_ignores_autocast(name):
-    """As STNClassifier.align does it: grid and sample in a region without autocast, in float32."""
-    family = FAMILIES[name]
-    params = family.identity().float() + 0.1 * torch.randn(2, family.num_params, generator=rng(15))
-    images = torch.rand(2, 3, 32, 32, generator=rng(16))
-    plain_grid = family.grid(params, 32)
-    with torch.autocast("cpu", torch.bfloat16), torch.autocast("cpu", enabled=False):
-        grid = family.grid(params, 32)
-        warped = sample(images, grid)
-    assert grid.dtype == warped.dtype == torch.float32
-    assert torch.equal(grid, plain_grid)
-    assert torch.equal(warped, sample(images, plain_grid))
-
-
 # ---- how much lies outside ---------------------------------------------------------------------------------
 
 

@@ -51,6 +51,7 @@ def test_every_run_of_every_study_is_a_valid_experiment_of_its_own(name):
     configs = [this.config(arm, seed) for arm, seed in studies.runs_of(this)]
     labels = {study.label(config, config.dataset) for config in configs}
     assert len(labels) == len(configs) == len(this.arms) * this.seeds  # no two runs share a file
+    assert max(map(len, labels)) < 235  # or no file could have the name
     assert all(config.dataset == "cifar10" for config in configs)  # never glyphs where CIFAR-10 is missing
     assert all(bool(config.val_size) == this.choice for config in configs)  # no choice is made on test images
 
@@ -166,8 +167,9 @@ def test_what_lacks_its_pair_or_its_runs_is_not_compared(small):
     assert [row["difference, points (95 %)"] for row in rows_of(table)] == ["-", "-"]
     table = report.study_table("small", [made_up(this.config("with", 0), 0.5), made_up(this.config("without", 0), 0.6)])
     assert rows_of(table)[1]["difference, points (95 %)"] == "+10.0 (one pair)"
-    trial = made_up(this.config("with", 0).replace(epochs=1), 0.9)
-    assert len(rows_of(report.study_table("small", [trial]))) == 0  # a trial is not the study
+    trial = made_up(this.config("with", 0).replace(epochs=1), 0.9) | dict(machine="a laptop")
+    table = report.study_table("small", [trial])
+    assert len(rows_of(table)) == 0 and "laptop" not in table  # a trial is not the study
 
 
 def test_what_was_trained_longer_is_compared_with_what_was_trained_as_long(small, monkeypatch):

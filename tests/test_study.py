@@ -158,6 +158,20 @@ def test_a_preset_as_it_is_has_no_more_than_its_name_in_its_label(name):
     assert study.label(Config.preset(name, device="cpu"), "CIFAR-10") == f"{name}-cifar10-seed0"
 
 
+def test_a_label_is_never_too_long_for_a_file_name_and_one_too_long_still_tells_experiments_apart():
+    fields = {key: value for key, value in Config.preset("taught").to_dict().items() if key not in ("name", "seed")}
+    changed = Config.preset("tutorial", **fields | dict(device="cpu"))
+    configs = [changed, changed.replace(epochs=9), changed.replace(flip=False), changed.replace(seed=1)]
+    labels = [study.label(config, "CIFAR-10") for config in configs]
+    assert len(set(labels)) == 4 and labels[0].endswith("-seed0") and labels[3].endswith("-seed1")
+    assert all(len(f"{label}-robustness.png") < 255 for label in labels)
+    assert all(len("-".join(study.changed_fields(config))) > 231 for config in configs)  # or it would be no trial
+
+
+def test_a_whole_number_makes_no_other_experiment():
+    assert study.label(Config.preset("compact", width=2), "x") == study.label(Config.preset("compact", width=2.0), "x")
+
+
 def test_different_experiments_have_different_labels():
     other = dict(transform="tps", stn=False, epochs=3, batch_size=65, learning_rate=0.02, localization_lr_scale=0.5,
                  momentum=0.9, weight_decay=1e-4, iterations=2, padding_mode="border", interpolation="bicubic",
@@ -213,6 +227,13 @@ def test_pose_recovery_has_columns_where_a_run_has_it():
     assert dict(zip(cells(head), cells(posed), strict=True))["angle left, median"] == "8.0 ± 1.4°"
     assert dict(zip(cells(head), cells(other), strict=True))["within 30°"] == "-"
     assert "angle left" not in tables.results_table([fake()])
+
+
+def test_a_run_on_a_gpu_is_told_of_where_there_is_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    record = fake()
+    record["config"]["device"] = "cuda"
+    assert len(tables.results_table([record]).splitlines()) == 3
 
 
 def test_a_table_of_nothing_is_its_head():
@@ -340,6 +361,16 @@ def test_train_writes_record_and_figures_and_says_where(few_glyphs, tmp_path, ca
     out, err = capsys.readouterr()
     assert f"test accuracy {record['test']['accuracy']:.1%} on 40 images of glyphs" in out
     assert str(path) in out and err == ""
+
+
+def test_trained_already_it_leaves_the_film_that_is_there(few_glyphs, tmp_path, capsys):
+    given = ("--dataset", "glyphs", "--epochs", "2", "--precision", "fp32", "--checkpoint-dir", str(tmp_path / "kept"))
+    assert train(tmp_path, *given) == 0
+    pictures = {picture: picture.read_bytes() for picture in (tmp_path / "i").iterdir()}
+    assert "and -film.gif" in capsys.readouterr().out
+    assert train(tmp_path, *given) == 0
+    assert pictures == {picture: picture.read_bytes() for picture in (tmp_path / "i").iterdir()}
+    assert "no film, as all epochs were there already" in capsys.readouterr().out
 
 
 def test_every_field_of_config_is_an_option(no_training, tmp_path):

@@ -114,6 +114,13 @@ def test_a_model_of_another_config_is_refused(glyph_data):
                 fit(build_model(config(**built)), glyph_data, config(**asked))
 
 
+@pytest.mark.parametrize("fields", [dict(num_classes=9), dict(num_classes=11), dict(image_size=36), dict(channels=1)])
+def test_a_config_for_other_pictures_is_refused_before_training(glyph_data, fields):
+    name, = fields
+    with pytest.raises(ValueError, match=f"^{name}: {fields[name]}, but glyphs has"):
+        fit(build_model(config(**fields)), glyph_data, config(**fields))
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("fields", [dict(model="compact"), dict(model="strong", width=0.1)])
 def test_one_image_left_over_is_a_batch_for_normalization_too(glyph_data, fields, precision):
@@ -491,6 +498,14 @@ def test_rows_of_the_confusion_are_true_classes(glyph_data):
     counts = torch.bincount(glyph_data.test.labels, minlength=10)
     assert torch.equal(metrics.confusion, counts[:, None] * torch.eye(10, dtype=torch.int64)[3])
     assert metrics.accuracy == counts[3].item() / 130
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_evaluate_restores_the_mode_even_where_it_fails(glyph_data, mode):
+    model = build_model(config()).train(mode)
+    with pytest.raises(ValueError, match=r"^images: "):
+        evaluate(model, Split(glyph_data.test.images[..., :28, :28], glyph_data.test.labels))
+    assert {module.training for module in model.modules()} == {mode}
 
 
 @pytest.mark.parametrize("mode", [True, False])
