@@ -431,7 +431,7 @@ from stn_cifar.data import Data, Split
 split = Split(torch.zeros(64, 3, 32, 32, dtype=torch.uint8), torch.arange(64) % 10)
 config = Config(device="cpu", precision="fp32", epochs=1_000_000)
 ready = lambda model, history: len(history) == 2 and print("READY", flush=True)
-history = fit(build_model(config), Data(split, None, split, (), "x"), config, on_epoch_end=ready)
+history = fit(build_model(config), Data(split, None, split, tuple("abcdefghij"), "x"), config, on_epoch_end=ready)
 print("RETURNED", len(history), flush=True)
 """
     child = subprocess.Popen([sys.executable, "-c", program], cwd=REPOSITORY, text=True, stdout=subprocess.PIPE,
