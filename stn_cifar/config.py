@@ -46,7 +46,7 @@ class Config:
     localization_width: float = _knob(1.0, "channels of the localization network's layers, as a multiple (light only)",
                                       low=0.1, high=8)
     quarter_turns: str = _knob("none", "which networks share their weights over turns by 90 degrees (light only)",
-                               choices=("none", "localization", "classifier"))
+                               choices=("none", "localization", "classifier", "both"))
     shared_layers: int = _knob(0, "first layers of the classifier that the localization network has too (light only)",
                                low=0, high=3)
     iterations: int = _knob(1, "alignment steps, each resampling the original image (matrix families)", low=1)
@@ -125,15 +125,11 @@ class Config:
             if getattr(self, name) != plain and self.model != "light":
                 raise ValueError(f"{name}: {getattr(self, name)!r} with model={self.model!r}; only the model 'light' "
                                  f"has it, so it must be {plain!r}, or model='light'")
-        if self.quarter_turns == "classifier":
-            name = "image_size" if self.output_size is None else "output_size"
-        elif self.quarter_turns == "localization" and self.stn:
-            name = "image_size"
-        else:
-            name = None
-        if name and getattr(self, name) % 8:
-            raise ValueError(f"{name}: {getattr(self, name)} with quarter_turns={self.quarter_turns!r}; must be a "
-                             "multiple of 8, or poolings fall out otherwise on the turned picture")
+        shown = "image_size" if self.output_size is None else "output_size"  # to the classifier
+        for name, turns in (("image_size", self.stn and self.localization_turns), (shown, self.classifier_turns)):
+            if turns and getattr(self, name) % 8:
+                raise ValueError(f"{name}: {getattr(self, name)} with quarter_turns={self.quarter_turns!r}; must be a "
+                                 "multiple of 8, or poolings fall out otherwise on the turned picture")
         if not self.stn:  # what concerns the localization network alone is idle then
             return
         if self.shared_layers and self.localization_width != self.width:
@@ -143,10 +139,10 @@ class Config:
         if self.shared_layers and self.quarter_turns != "none":
             raise ValueError(f"shared_layers: {self.shared_layers} with quarter_turns={self.quarter_turns!r}; the two "
                              "networks' layers are of different kinds then, so it must be 0, or quarter_turns='none'")
-        if self.quarter_turns == "localization" and not (self.pose_cells and self.transform == "rotation"):
-            raise ValueError("quarter_turns: 'localization' answers with a distribution over turns, and needs "
-                             f"pose_cells, such as 36 (now {self.pose_cells}), and transform='rotation' (now "
-                             f"{self.transform!r}); set those, or quarter_turns='none'")
+        if self.localization_turns and not (self.pose_cells and self.transform == "rotation"):
+            raise ValueError(f"quarter_turns: {self.quarter_turns!r} lets the localization network answer with a "
+                             f"distribution over turns, and needs pose_cells, such as 36 (now {self.pose_cells}), and "
+                             f"transform='rotation' (now {self.transform!r}); set those, or quarter_turns='none'")
 
     def _check_taught(self):
         """What a distribution over poses needs."""
@@ -192,6 +188,16 @@ class Config:
     def to_dict(self):
         """All fields as plain Python values, ready for JSON."""
         return dataclasses.asdict(self)
+
+    @property
+    def localization_turns(self):
+        """Does the localization network share its weights over quarter turns?"""
+        return self.quarter_turns in ("localization", "both")
+
+    @property
+    def classifier_turns(self):
+        """Does the classifier?"""
+        return self.quarter_turns in ("classifier", "both")
 
     def torch_device(self):
         """The torch.device that `device` stands for on this machine."""

@@ -157,8 +157,7 @@ def make_classifier(config, size):
     if config.model == "tutorial":
         return TutorialClassifier(config.channels, size, config.num_classes)
     if config.model == "light":
-        turns = config.quarter_turns == "classifier"
-        return LightClassifier(config.channels, size, config.num_classes, config.width, turns)
+        return LightClassifier(config.channels, size, config.num_classes, config.width, config.classifier_turns)
     kind = dict(compact=CompactClassifier, strong=StrongClassifier)[config.model]
     return kind(config.channels, size, config.num_classes, config.width)
 
@@ -167,7 +166,7 @@ def make_localization(config, classifier, family):
     """The localization network of `config`, beside its `classifier`; a fresh one answers the identity of `family`."""
     channels, size, cells = config.channels, config.image_size, config.pose_cells
     start = poses.start(config.transform, cells) if cells else family.identity()
-    if config.quarter_turns == "localization":
+    if config.localization_turns:
         return QuarterTurnLocalization(channels, size, start, config.localization_width)
     if config.model == "light":
         shared = classifier.features[:config.shared_layers]

@@ -80,14 +80,17 @@ STUDIES = {
     "rotation": Study(
         "Does a transformer that is taught pose pay, on CIFAR-10 turned by any angle? The first control has as much "
         "arithmetic as the small transformer and as many parameters as the large one; trained longer, it has cost as "
-        "much arithmetic as the large one.",
+        "much arithmetic as the large one. The CNN of quarter turns has the weights shared over turns by 90 degrees "
+        "that the transformers' localization network has, and the large one's arithmetic.",
         preset="taught", common=dict(precision="fp32"), angles=TURNS, suites=("rotation45", "rotation90"),
         arms={
             "CNN": dict(ALONE, width=1.41),
-            "CNN, trained longer": dict(ALONE, width=1.41, epochs=20),
             "CNN, twice as many parameters": dict(ALONE, width=2.0),
             "taught transformer, large": {},
             "taught transformer, small": dict(localization_width=1.0),
+            "CNN of quarter turns": dict(ALONE, quarter_turns="classifier", width=2.2),
+            "taught, quarter turns in both": dict(quarter_turns="both", width=1.7, localization_width=1.41),
+            "CNN, trained longer": dict(ALONE, width=1.41, epochs=20),
             "taught, small, trained longer": dict(localization_width=1.0, epochs=20),
             "taught, large, trained longer": dict(epochs=20),
         }),

@@ -147,6 +147,8 @@ TAUGHT = dict(model="light", transform="rotation", pose_cells=36, pose_weight=1.
     (TAUGHT | dict(quarter_turns="localization", image_size=28), "image_size", "multiple of 8"),
     (dict(model="light", quarter_turns="classifier", image_size=28), "image_size", "multiple of 8"),
     (dict(model="light", quarter_turns="classifier", output_size=30), "output_size", "multiple of 8"),
+    (TAUGHT | dict(quarter_turns="both", output_size=30), "output_size", "multiple of 8"),
+    (TAUGHT | dict(quarter_turns="both", image_size=36, output_size=32), "image_size", "multiple of 8"),
 ])
 def test_what_does_not_go_together_is_named_with_its_remedy(fields, names, remedy):
     with pytest.raises(ValueError, match=f"^{names}: .*{re.escape(remedy)}"):

@@ -95,7 +95,8 @@ TAUGHT = dict(model="light", transform="rotation", pose_weight=1.0, pose_cells=3
 
 
 @pytest.mark.parametrize("fields", [dict(model="compact"), dict(model="strong", width=0.1), LIGHT,
-                                    dict(TAUGHT, quarter_turns="localization"), dict(TAUGHT, transform="similarity"),
+                                    dict(TAUGHT, quarter_turns="localization"), dict(TAUGHT, quarter_turns="both"),
+                                    dict(TAUGHT, transform="similarity"),
                                     dict(TAUGHT, stn=False, pose_head=True),
                                     dict(TAUGHT, shared_layers=2, pose_curriculum=1.0)])
 def test_the_other_networks_learn_too_down_to_their_last_parameter(glyph_data, fields):
