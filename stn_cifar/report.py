@@ -23,8 +23,8 @@ def results_table(records: list[dict]) -> str:
     for r in records:
         config = Config(**r["config"] | dict(device="cpu"))  # wherever it ran
         # another machine or arithmetic is another row: its seconds are not to be mixed with these
-        groups.setdefault((config.name, r["dataset"], *changed_fields(config), r["precision"], r["machine"]),
-                          []).append(r)
+        groups.setdefault((config.name, r["dataset"], *changed_fields(config), r["history"][-1]["precision"],
+                           r["machine"]), []).append(r)
     posed, averaged = (any(key in r for r in records) for key in ("pose_recovery", "test_averaged"))
     columns = ["preset", "data", "parameters", "epochs", "test accuracy",
                *(["averaged over views"] if averaged else []), "training accuracy", "region's size",

@@ -39,8 +39,8 @@ def small(monkeypatch):
 
 def made_up(config, accuracy=0.5, finished=True):
     """A record as a run would leave it."""
-    rows = [dict(epoch=k + 1, seconds=2.0, val_accuracy=accuracy - 0.1) for k in range(config.epochs)]
-    return dict(config=config.to_dict(), dataset="CIFAR-10", parameters=1234, finished=finished, precision="fp32",
+    rows = [dict(epoch=k + 1, seconds=2.0, precision="fp32", val_accuracy=accuracy - 0.1) for k in range(config.epochs)]
+    return dict(config=config.to_dict(), dataset="CIFAR-10", parameters=1234, finished=finished,
                 epochs_done=len(rows), history=rows, machine="2 CPU cores, a chip", test=dict(accuracy=accuracy),
                 train=dict(accuracy=0.9), theta={key: dict(mean=1.1, std=0.1) for key in ("grid_scale", "moved")})
 
