@@ -93,6 +93,8 @@ STUDIES = {
             "CNN, trained longer": dict(ALONE, width=1.41, epochs=20),
             "taught, small, trained longer": dict(localization_width=1.0, epochs=20),
             "taught, large, trained longer": dict(epochs=20),
+            "CNN, trained longest": dict(ALONE, width=1.41, epochs=32),
+            "taught, large, trained longest": dict(epochs=32),
         }),
     "arms": Study(
         "What makes the difference, on CIFAR-10 turned by any angle? All networks from the preset taught, four epochs.",
