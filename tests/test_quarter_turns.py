@@ -112,3 +112,13 @@ def test_the_classifiers_logits_do_not_change_with_quarter_turns():
                     for kind in ("classifier", "none"))
     torch.testing.assert_close(model.classifier(turned(picture())), model.classifier(picture()), rtol=0, atol=1e-10)
     assert not torch.allclose(plain.classifier(turned(picture())), plain.classifier(picture()), atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["localization", "both", "none"])
+def test_a_taught_models_logits_do_not_change_with_quarter_turns(kind):
+    """The pose that it answers with turns along, so what the classifier sees is the same."""
+    model, images = build_model(Config(**TAUGHT, quarter_turns=kind)).eval(), picture().sigmoid().float()
+    nn.init.normal_(model.localization.regressor.weight)
+    with torch.no_grad():
+        logits, of_turned = model(images), model(turned(images))
+    assert torch.allclose(of_turned, logits, rtol=0, atol=1e-4) == (kind != "none")
