@@ -139,7 +139,10 @@ def report(readme: Path, results: Path, notebook: Path, images: Path) -> None:
         title = " · ".join(["CIFAR-10" + (f", {config.distortion}" if config.distortion else ""), f"study {name}",
                             f"preset {this.preset}", f"epoch {config.epochs}"])
         against = {arm: known for arm, runs in arms.items() if (known := accuracy_against_angle(runs))}
-        left = {arm: counts for arm, runs in arms.items() if (counts := turns_left(runs))}
+        left = {}
+        for arm, runs in arms.items():  # those that differ in the classifier alone leave the same, and are drawn once
+            if (counts := turns_left(runs)) and counts not in left.values():
+                left[arm] = counts
         for kind, figure, measured in (("angle", plots.robustness, against), ("left", plots.residual_angles, left)):
             if measured:
                 path = images / f"study-{name}-{kind}.png"
