@@ -21,7 +21,7 @@ def results_table(records: list[dict]) -> str:
     """README's table: one row for each kind of run, over its seeds."""
     groups: dict[tuple, list[dict]] = {}
     for r in records:
-        config = Config(**r["config"] | dict(device="cpu"))  # wherever it ran
+        config = config_of(r)
         # another machine or arithmetic is another row: its seconds are not to be mixed with these
         groups.setdefault((config.name, r["dataset"], *changed_fields(config), r["history"][-1]["precision"],
                            r["machine"]), []).append(r)
@@ -60,7 +60,7 @@ def study_table(name: str, records: list[dict]) -> str:
         one = next(iter(runs.values()))
         difference = [100 * (accuracy(runs[s], this) - accuracy(control[s], this)) for s in runs if s in control]
         rows.append({
-            "arm": arm, "parameters": f"{one['parameters']:,}", "MFLOP an image": f"{mflop(one['config']):.0f}",
+            "arm": arm, "parameters": f"{one['parameters']:,}", "MFLOP an image": f"{mflop(config_of(one)):.0f}",
             "epochs": str(one["epochs_done"]),
             f"{measured} accuracy": spread([100 * accuracy(r, this) for r in runs.values()], " %"),
             "difference, points (95 %)": "-" if runs is control else interval(difference),
@@ -75,9 +75,13 @@ def study_table(name: str, records: list[dict]) -> str:
     return "\n".join([this.question, "", *lines, "", f"Measured on {machines}."])
 
 
-def mflop(config: dict) -> float:
+def config_of(record: dict) -> Config:
+    """The experiment of a record, on the CPU wherever it ran: there may be no GPU where it is told of."""
+    return Config(**record["config"] | dict(device="cpu"))
+
+
+def mflop(config: Config) -> float:
     """Arithmetic of one image's way through the model that `config` builds, 10^6 additions and multiplications."""
-    config = Config(**config | dict(device="cpu"))
     model = build_model(config).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, config.channels, config.image_size, config.image_size))
@@ -87,7 +91,7 @@ def mflop(config: dict) -> float:
 def runs_by_arm(name: str, records: list[dict]) -> dict[str, dict[int, dict]]:
     """The records of the study `name`: arm -> seed -> record, in the study's order; an arm may have none yet."""
     this = studies.STUDIES[name]
-    labelled = {label(Config(**r["config"] | dict(device="cpu")), r["dataset"]): r for r in records}
+    labelled = {label(config_of(r), r["dataset"]): r for r in records}
     return {arm: {seed: labelled[key] for seed in range(this.seeds)
                   if (key := label(this.config(arm, seed), "cifar10")) in labelled} for arm in this.arms}
 

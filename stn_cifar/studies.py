@@ -68,15 +68,13 @@ STUDIES = {
         "Does bf16 cost accuracy? The tutorial's experiment cut to two epochs, in both.",
         preset="tutorial", seeds=10, common=dict(epochs=2),
         arms={"fp32": dict(precision="fp32"), "bf16": dict(precision="bf16")}),
-    "pace": Study(
-        "How fast should the classic transformer's localization network learn, on CIFAR-10 turned by any angle? Two "
-        "epochs, 5,000 training images held out.",
-        preset="taught", seeds=1, choice=True, common=dict(epochs=2, val_size=5000, precision="fp32"), arms=PACES),
-    "pace-upright": Study(
-        "How fast should the classic transformer's localization network learn, on CIFAR-10 as it is? Two epochs, 5,000 "
-        "training images held out.",
-        preset="taught", seeds=1, choice=True,
-        common=dict(distortion=None, epochs=2, val_size=5000, precision="fp32"), arms=PACES),
+    **{name: Study(
+        f"How fast should the classic transformer's localization network learn, on CIFAR-10 {pictures}? Two epochs, "
+        "5,000 training images held out.",
+        preset="taught", seeds=1, choice=True, arms=PACES,
+        common=dict(distortion=distortion, epochs=2, val_size=5000, precision="fp32"))
+       for name, distortion, pictures in (("pace", "rotation", "turned by any angle"),
+                                          ("pace-upright", None, "as it is"))},
     "rotation": Study(
         "Does a transformer that is taught pose pay, on CIFAR-10 turned by any angle? The first control has as much "
         "arithmetic as the small transformer and as many parameters as the large one; trained longer, it has cost as "

@@ -106,7 +106,8 @@ def label(config: Config, dataset: str) -> str:
     stem = "-".join([config.name, dataset.lower().replace("-", ""), *changed_fields(config), f"seed{config.seed}"])
     if len(stem) <= LONGEST:
         return stem
-    return f"{stem[:LONGEST - 31]}-{hashlib.sha256(stem.encode()).hexdigest()[:12]}-seed{config.seed}"
+    end = f"-{hashlib.sha256(stem.encode()).hexdigest()[:12]}-seed{config.seed}"
+    return stem[:LONGEST - len(end)] + end
 
 
 def save(result: dict, folder: Path = RESULTS) -> Path:

@@ -231,7 +231,7 @@ def test_a_table_tells_what_was_measured_of_poses_and_only_that():
 def test_arithmetic_is_counted_as_by_hand():
     """Two multiplications and additions a weight and place: the tutorial's classifier, without its transformer."""
     by_hand = 2 * (10 * 3 * 25 * 28**2 + 20 * 10 * 25 * 10**2 + 500 * 50 + 50 * 10)
-    assert report.mflop(Config.preset("tutorial", stn=False).to_dict()) == pytest.approx(by_hand / 1e6, rel=0.01)
+    assert report.mflop(Config.preset("tutorial", stn=False)) == pytest.approx(by_hand / 1e6, rel=0.01)
 
 
 def test_report_draws_what_studies_measured_against_the_angle(tmp_path, monkeypatch, capsys):
