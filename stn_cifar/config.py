@@ -86,6 +86,8 @@ class Config:
     pose_weight: float = _knob(0.0, "weight of the known pose's loss (needs a distortion or glyphs)", low=0)
     pose_cells: int = _knob(0, "cells of a distribution over each quantity of the pose, which the localization network "
                             "answers with and pose_weight teaches; 0: it answers with one pose", low=0, high=360)
+    pose_span: str = _knob("circle", "what the cells of the turn span; quarter: 90 degrees, for a classifier to which the "
+                           "quarter turns that are left are all the same", choices=("circle", "quarter"))
     pose_head: bool = _knob(False, "with stn=False: the control that learns the distribution over poses too, by a "
                             "second head of its classifier, and warps nothing (light only)")
     pose_curriculum: float = _knob(0.0, "share of the training images that the classifier is shown with their true "
@@ -154,6 +156,9 @@ class Config:
         if self.pose_curriculum and self.stn and not self.pose_cells:
             raise ValueError(f"pose_curriculum: {self.pose_curriculum} undoes what a taught transformer is to undo; it "
                              "needs pose_cells, such as 36, or must be 0")
+        if self.pose_span == "quarter" and self.quarter_turns != "both":
+            raise ValueError(f"pose_span: 'quarter' with quarter_turns={self.quarter_turns!r}; it leaves quarter turns, so "
+                             "it needs quarter_turns='both', or must be 'circle'")
         if not self.pose_cells:
             return
         for name in ("outside_weight", "identity_weight", "scale_weight"):
@@ -188,6 +193,11 @@ class Config:
     def to_dict(self):
         """All fields as plain Python values, ready for JSON."""
         return dataclasses.asdict(self)
+
+    @property
+    def pose_kind(self):
+        """The key of poses.AXES: what the distribution over poses is over."""
+        return self.transform if self.pose_span == "circle" else f"{self.transform}, modulo 90 degrees"
 
     @property
     def localization_turns(self):

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from .classifier import feature_size, light_features
-from .quarter_turns import seen_from_each_turn
+from .quarter_turns import seen_from_each_turn, split_turns
 
 
 class TutorialLocalization(nn.Module):
@@ -85,15 +85,19 @@ class QuarterTurnLocalization(nn.Module):
     (cells,) four times.
     """
 
-    def __init__(self, channels, size, start, width):
+    def __init__(self, channels, size, start, width, quarter=False):
         super().__init__()
+        self.quarter = quarter  # the cells span 90 degrees, so all four turns are asked for the same
         maps = light_features(channels, width, turns=True)
         self.features = nn.Sequential(maps, nn.AdaptiveMaxPool2d(1), nn.Flatten())
-        first = start[:len(start) // 4]
-        self.regressor = nn.Linear(feature_size(self.features, channels, size), len(first))
+        first = start if quarter else start[:len(start) // 4]
+        inputs = feature_size(self.features, channels, size) // (4 if quarter else 1)
+        self.regressor = nn.Linear(inputs, len(first))
         start_at(self.regressor, first)
 
     def forward(self, images):
+        if self.quarter:
+            return self.regressor(split_turns(self.features(images)).amax(dim=1))
         # quarter r of the cells: how upright the picture would be, were it turned by r quarters
         return self.regressor(seen_from_each_turn(self.features(images))).flatten(1)
 

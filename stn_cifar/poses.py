@@ -39,6 +39,7 @@ LOG_SCALE = Axis(2 * math.log(2))
 SHIFT = Axis(2.0)  # half-widths
 # the families that can be taught: their parameters, in order
 AXES = dict(rotation=(ANGLE,), similarity=(ANGLE, LOG_SCALE, SHIFT, SHIFT))
+AXES["rotation, modulo 90 degrees"] = (Axis(math.pi / 2, circular=True),)
 
 
 class Hypothesis(NamedTuple):

@@ -67,7 +67,7 @@ class Step:
             images, pose = distortions.apply(images, self.drawn[index]), self.drawn.theta[index]
         told = None
         if self.model.answers:
-            undoing = poses.undoing(pose, config.transform)
+            undoing = poses.undoing(pose, config.pose_kind)
             told = undoing, torch.rand(len(index), device=self.device) < self.told
         with autocast(self.device, self.precision):
             logits, alignment = self.model.learn(self.model.normalize(images), told)
@@ -75,7 +75,7 @@ class Step:
         loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
         loss = loss + transformer_loss(alignment.grid, pose, config)
         if self.model.answers:
-            loss = loss + config.pose_weight * poses.loss(alignment.answer, undoing, config.transform)
+            loss = loss + config.pose_weight * poses.loss(alignment.answer, undoing, config.pose_kind)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)

@@ -43,7 +43,7 @@ class STNClassifier(nn.Module):
         self.pose_head = None  # of the control that is told the pose too, but warps nothing
         if config.pose_head:
             self.pose_head = nn.Linear(self.classifier.num_features,
-                                       poses.num_logits(config.transform, config.pose_cells))
+                                       poses.num_logits(config.pose_kind, config.pose_cells))
         mean, std = (CIFAR10_MEAN, CIFAR10_STD) if channels == 3 else ((0.5,), (0.25,))
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("identity", self.family.identity(), persistent=False)
@@ -79,7 +79,7 @@ class STNClassifier(nn.Module):
         if not self.config.pose_cells:
             raise ValueError(f"hypotheses: {count}, but this transformer answers with one pose; must be 1, or the "
                              "model one with pose_cells, or with stn=False")
-        found = poses.hypotheses(self.localization(images), self.config.transform, count)
+        found = poses.hypotheses(self.localization(images), self.config.pose_kind, count)
         return [(self._warp(images, self.family.theta(params))[0], probability) for params, probability in found]
 
     def transform(self, images):
@@ -111,7 +111,7 @@ class STNClassifier(nn.Module):
             return self._unaligned(images)
         if self.config.pose_cells:
             answer = self.localization(images)
-            (best,) = poses.hypotheses(answer, self.config.transform)
+            (best,) = poses.hypotheses(answer, self.config.pose_kind)
             params = best.params if told is None else torch.where(told[1][:, None], told[0], best.params)
             theta = self.family.theta(params)
             warped, grid = self._warp(images, theta)
@@ -165,9 +165,9 @@ def make_classifier(config, size):
 def make_localization(config, classifier, family):
     """The localization network of `config`, beside its `classifier`; a fresh one answers the identity of `family`."""
     channels, size, cells = config.channels, config.image_size, config.pose_cells
-    start = poses.start(config.transform, cells) if cells else family.identity()
+    start = poses.start(config.pose_kind, cells) if cells else family.identity()
     if config.localization_turns:
-        return QuarterTurnLocalization(channels, size, start, config.localization_width)
+        return QuarterTurnLocalization(channels, size, start, config.localization_width, config.pose_span == "quarter")
     if config.model == "light":
         shared = classifier.features[:config.shared_layers]
         return LightLocalization(channels, size, start, config.localization_width, shared)

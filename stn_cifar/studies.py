@@ -93,6 +93,11 @@ STUDIES = {
             "taught, large, trained longer": dict(epochs=20),
             "CNN, trained longest": dict(ALONE, width=1.41, epochs=32),
             "taught, large, trained longest": dict(epochs=32),
+            "CNN of quarter turns, trained longest": dict(ALONE, quarter_turns="classifier", width=2.2, epochs=32),
+            "taught modulo 90 degrees, trained longest": dict(quarter_turns="both", width=2.0, localization_width=0.9,
+                                                              pose_cells=12, pose_span="quarter", epochs=32),
+            "taught, quarter turns in both, trained longest": dict(quarter_turns="both", width=1.7,
+                                                                   localization_width=1.41, epochs=32),
         }),
     "arms": Study(
         "What makes the difference, on CIFAR-10 turned by any angle? All networks from the preset taught, four epochs.",

@@ -65,7 +65,7 @@ def record(config: Config, data: Data, model: STNClassifier, history: list[dict]
         averaged = evaluate(model, data.test, averaged=True)
         result["test_averaged"] = dict(accuracy=averaged.accuracy, loss=averaged.loss)
     # without a transformer it turns pictures all the way round: of use only where they come so
-    if data.test.poses is not None and (config.pose_cells if config.stn else config.distortion in ALL_ROUND):
+    if data.test.poses is not None and config.pose_span == "circle" and (config.pose_cells if config.stn else config.distortion in ALL_ROUND):
         result["test_hypotheses"] = {str(count): evaluate(model, data.test, hypotheses=count).accuracy
                                      for count in HYPOTHESES}
     recovery = diagnostics.pose_recovery(data.test.poses, seen.theta)
