@@ -1,11 +1,25 @@
 """A spatial transformer network on CIFAR-10, with its training and its pictures."""
 
-from . import diagnostics, distortions, plots, transforms
-from .checkpoints import load_model
-from .config import Config
-from .data import load_data
-from .stn import build_model
-from .training import evaluate, fit
+import os
+import sys
 
-__all__ = ["Config", "build_model", "diagnostics", "distortions", "evaluate", "fit", "load_data", "load_model", "plots",
-           "transforms"]
+if "torch" not in sys.modules and sys.platform == "linux":
+    # GNU OpenMP's threads spin at every barrier, by default nearly for ever: beside another busy
+    # process a training step then takes up to fifty times as long. Read when torch is loaded; what
+    # the user has set stays.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+from . import diagnostics, distortions, plots, transforms
+from .config import Config
+from .data import Data, Split, load_data
+from .spatial_transformer import SpatialTransformer
+from .stn import STNClassifier, build_model
+from .training.checkpoints import load_model
+from .training.evaluation import evaluate
+from .training.loop import fit
+from .version import __version__
+
+__all__ = ["Config", "Data", "STNClassifier", "SpatialTransformer", "Split", "__version__",
+           "build_model", "diagnostics", "distortions", "evaluate", "fit", "load_data",
+           "load_model", "plots", "transforms"]

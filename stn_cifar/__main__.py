@@ -2,226 +2,323 @@
 
 import argparse
 import dataclasses
+import json
 import sys
+import time
 import types
 import typing
 from pathlib import Path
 
-from . import diagnostics, plots, single_file, studies, study
-from .checkpoints import CheckpointError
-from .config import PRESETS, Config
+from . import __version__, diagnostics, distortions, experiment, plots
+from .config import AS_PRESET, PRESETS, Config
+from .console import say
 from .data import DataError, load_data
-from .film import Film
-from .report import NOTEBOOK, accuracy_against_angle, runs_by_arm, turns_left, write_report
-from .training import NonFiniteLoss
+from .files import typed_path, write_whole
+from .training.checkpoints import CheckpointError, load_model
+from .training.evaluation import evaluate
+from .training.loop import NonFiniteLoss
 
 EXAMPLES = """examples:
-  python -m stn_cifar train                                  the whole experiment: CIFAR-10, 50 epochs
+  python -m stn_cifar train                                  the experiment: CIFAR-10, 50 epochs
   python -m stn_cifar train --epochs 2                       a first look
-  python -m stn_cifar train --transform rotation --seed 1    another transformer family, another seed
-  python -m stn_cifar train --no-stn                         the control: the same classifier alone
-  python -m stn_cifar train --dataset glyphs                 no network needed: drawn glyphs in random poses
-  python -m stn_cifar figures                                draw the transformer families
-  python -m stn_cifar study ladder                           many runs: what each ingredient of a preset brings
-  python -m stn_cifar notebook stn_alone.ipynb               the notebook as one file that needs nothing else
-  python -m stn_cifar bench                                  measure speed: about ten minutes on two cores
-  python -m stn_cifar report                                 bring README's tables and links up to date
+  python -m stn_cifar train --transform rotation --seed 1    another family, another seed
+  python -m stn_cifar train --no-stn                         the control: the classifier alone
+  python -m stn_cifar train --dataset glyphs                 no network needed: drawn glyphs
+  python -m stn_cifar evaluate --checkpoint checkpoints/RUN  a trained model, measured again
+  python -m stn_cifar export-suite rotation FILE.npz         rotated CIFAR-10, frozen, for others
+  python -m stn_cifar notebook stn_alone.ipynb               the notebook as one file
+in a clone of the repository also:
+  python -m stn_cifar study ladder                           many runs that answer one question
+  python -m stn_cifar report                                 bring the tables of results up to date
+  python -m stn_cifar bench                                  measure speed
 """
-BENCHMARKS = ("loops", "measures", "growth", "families", "antialias")
-FAMILIES_PICTURE = 13  # a horse, which fills its picture: good to see what a warp does
+STOPPED = 130  # exit status, as of a program that Ctrl-C has ended
+HORSE = 13  # a test image that fills its picture: good to see what a warp does
 
 
 def main(argv: list[str] | None = None) -> int:
     args = vars(_parser().parse_args(argv))
     command = args.pop("command")
     try:
-        command(**args)
+        return command(**args) or 0
     except (ValueError, OSError, CheckpointError, DataError, NonFiniteLoss, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return STOPPED
 
 
-def train(preset: str, results: Path, images: Path, checkpoint_dir: Path | None, **overrides) -> None:
-    """Train, measure, write the record and the figures, and say where they are."""
+def train(preset: str, results: Path, images: Path, checkpoint_dir: Path | None,
+          **overrides) -> int:
+    """Train, measure, write the record, the model and the figures, and say where they are."""
     config = Config.preset(preset, **overrides)
-    for folder in (results, images):  # before hours of training, not after
+    data = load_data(config)
+    label = run_label(config, data.name)
+    if checkpoint_dir is None:
+        checkpoint_dir = Path("checkpoints", f"{label}-{time.strftime('%Y%m%d-%H%M%S')}")
+    for folder in (results, images, checkpoint_dir):  # before hours of training, not after
         _check_writable(folder)
     films = []
 
     def watch(model, data):
-        films.append(Film(model, data))
+        films.append(plots.Film(model, data))
         return films[0]
 
-    model, data, record = study.run(config, checkpoint_dir, watch)
-    path = study.save(record, results)
+    model, data, record = experiment.run(config, checkpoint_dir, watch, data)
+    _tell(record)
+    name = label if record["finished"] else f"{label}-stopped"  # takes no finished run's place
+    _keep_record(record, results / f"{name}.json")
+    say(f"model: {checkpoint_dir} (python -m stn_cifar evaluate --checkpoint {checkpoint_dir})")
     film, = films
-    film(model, record["history"])  # of a run that was complete before, the one frame that can be had
-    title = plots.title_of(config, data, record["epochs_done"])
+    film(model, record["history"])  # of a run that was complete before: the one frame to be had
+    draw = _figures(model, data, record["test"]["confusion"], record["epochs_done"])
+    draw["curves"] = lambda title: plots.curves(record["history"], title,
+                                                record["test"]["accuracy"])
+    if len(film.frames) > 2 or record["epochs_done"] < 2:  # else it is no film
+        draw["bands"] = lambda title: plots.theta_bands(film.epochs, film.bands, title)
+        draw["film"] = lambda title: film
+    _draw(draw, images, name, plots.title_of(model.config, data, record["epochs_done"]))
+    return 0 if record["finished"] else STOPPED
+
+
+def evaluate_checkpoint(checkpoint: Path, images: Path | None, device: str,
+                        data_root: str | None) -> None:
+    """Measure a trained model again on its test images; with --images, draw its figures."""
+    model = load_model(checkpoint, device)
+    config = model.config if data_root is None else model.config.replace(data_root=data_root)
+    data = load_data(config)
+    test = evaluate(model, data.test)
+    say(f"{config!r}\ntest accuracy {test.accuracy:.1%}, loss {test.loss:.3f}, on "
+        f"{len(data.test):,} images of {data.name}")
+    if images is not None:
+        _check_writable(images)
+        _draw(_figures(model, data, test.confusion, None), images, run_label(config, data.name),
+              plots.title_of(config, data))
+
+
+def _figures(model, data, confusion, epoch) -> dict:
+    """What can be drawn of any trained model: name -> function of the title."""
     figures = {
-        "strip": plots.strip(model, data, title),
-        "pairs": plots.pairs(model, data, title),
-        "where": plots.where(model, data, title),
-        "curves": plots.curves(record["history"], title, record["test"]["accuracy"]),
-        "theta": plots.theta_histograms(diagnostics.survey(model, data.test.images), title),
-        "means": plots.class_means(model, data, title),
-        "confusion": plots.confusion(record["test"]["confusion"], data.classes, title),
-        "mistakes": plots.mistakes(model, data, title),
+        "strip": lambda title: plots.strip(model, data, title),
+        "pairs": lambda title: plots.pairs(model, data, title),
+        "regions": lambda title: plots.sampled_regions(model, data, title),
+        "theta": lambda title: plots.theta_histograms(
+            diagnostics.statistics(model, data.test.images), title),
+        "means": lambda title: plots.class_means(model, data, title),
+        "confusion": lambda title: plots.confusion(confusion, data.classes, title),
+        "mistakes": lambda title: plots.mistakes(model, data, title),
     }
-    upright = (data if config.distortion is None else load_data(config.replace(distortion=None))).test[:1000]
-    if upright.images.shape[-1] == config.image_size:  # not on a larger canvas
-        figures["robustness"] = plots.robustness({"this model": diagnostics.robustness(model, upright)}, title)
-    filmed = len(film.frames) > 2 or record["epochs_done"] < 2  # else nothing to put in the place of an earlier film
-    if filmed:
-        figures["bands"] = plots.theta_bands(film.epochs, film.bands, title)
-        film.gif(images / f"{path.stem}-film.gif")
+    config = model.config
+    upright = data if config.distortion is None else load_data(config.replace(distortion=None))
+    if upright.size == model.input_shape[-1]:  # not on a larger canvas
+        figures["robustness"] = lambda title: plots.robustness(
+            {"this model": diagnostics.robustness(model, upright.test[:1000])}, title)
+    return figures
+
+
+def _draw(figures: dict, folder: Path, label: str, title: str) -> None:
+    """Draw and save each of `figures`; what fails is named, and the others are drawn."""
+    drawn = []
     for name, figure in figures.items():
-        figure.savefig(images / f"{path.stem}-{name}.png")
-    print(f"test accuracy {record['test']['accuracy']:.1%} on {len(data.test):,} images of {data.name}; "
-          f"train {record['train']['accuracy']:.1%} (dropout off); {record['parameters']:,} parameters; "
-          f"{record['training_seconds']:.0f} s on {record['machine']}")
-    print(f"record: {path}; figures: {images / path.stem}-{{{','.join(figures)}}}.png"
-          + (" and -film.gif" if filmed else "; no film, as all epochs were there already"))
+        try:
+            made = figure(title)
+            if name == "film":
+                made.gif(folder / f"{label}-film.gif")
+            else:
+                plots.save(made, folder / f"{label}-{name}.png")
+            drawn.append(name)
+        except (OSError, ValueError, RuntimeError) as error:
+            print(f"figure {name}: not drawn ({error})", file=sys.stderr)
+    say(f"figures: {folder / label}-{{{','.join(drawn)}}}")
+
+
+def _tell(record: dict) -> None:
+    """What came out, before anything that may fail."""
+    test, train = record["test"], record["train"]
+    say(f"test accuracy {test['accuracy']:.1%} on {test['images']:,} images of "
+        f"{record['dataset']}; train {train['accuracy']:.1%} (dropout off); "
+        f"{record['parameters']:,} parameters; {record['training_seconds']:.0f} s on "
+        f"{record['machine']}")
+
+
+def _keep_record(record: dict, path: Path) -> None:
+    """Write the record; where that fails, print it: hours of training are not lost."""
+    text = experiment.to_json(record)
+    try:
+        write_whole(path, text)
+        say(f"record: {path}")
+    except OSError as error:
+        say(f"record: {error}; here it is instead\n{json.dumps(json.loads(text))}")
+
+
+def run_label(config: Config, dataset: str) -> str:
+    """A short file name's stem for a run: preset, data set, what differs, seed."""
+    skip = ("dataset", "data_root", "device", "seed")
+    changed = [f"{key}={value}" for key, value in config.differences().items() if key not in skip]
+    middle = "-".join(changed)
+    if len(middle) > 40:
+        middle = f"{len(changed)}-changes-{experiment.digest(middle)}"
+    stem = [config.name, dataset.lower().replace("-", ""), middle, f"s{config.seed}"]
+    return "-".join(filter(None, stem)).replace("/", "_")
 
 
 def figures(images: Path, dataset: str) -> None:
     """Draw the figures that need no training."""
     _check_writable(images)
-    data = load_data(Config(dataset=dataset))
+    image = load_data(Config(dataset=dataset)).test.images[HORSE]
     for name, figure in (("transform_families", plots.families), ("stn_diagram", plots.diagram)):
-        figure(data.test.images[FAMILIES_PICTURE]).savefig(images / f"{name}.png")
-        print(f"figure: {images / name}.png")
+        plots.save(figure(image), images / f"{name}.png")
+        say(f"figure: {images / name}.png")
 
 
 def notebook(out: Path) -> None:
-    """Write a copy of the notebook that carries the package: one file for Colab, or to mail to a class."""
+    """Write a copy of the notebook that carries the package: one file for Colab, or for a class."""
+    from .notebook import single_file
     single_file.write(out)
-    print(f"{out}: {out.stat().st_size / 1e3:,.0f} kB; needs nothing beside it but Python with torch, torchvision, "
-          "matplotlib and tqdm")
+    say(f"{out}: {out.stat().st_size / 1e3:,.0f} kB; needs nothing beside it but Python with "
+        "torch, torchvision, matplotlib and tqdm")
 
 
-def bench(names: list[str], quick: bool, results: Path | None, images: Path | None, device: str) -> None:
-    """Measure speed, side by side with the tutorial's loop; the tables go to README by `report`."""
+def export_suite(distortion: str, out: Path, data_root: str | None) -> None:
+    """Write a frozen suite of distorted CIFAR-10 test images, with labels and poses, as .npz."""
+    test = load_data(Config(dataset="cifar10", data_root=data_root)).test
+    content, digest = distortions.suite_file(test.images, test.labels, distortion)
+    write_whole(out, content)
+    say(f"{out}: {len(test):,} images, labels, theta (applied: distorted(p) = original(theta p)); "
+        f"SHA-256 of the pixels {digest}")
+
+
+def _experiments(module: str):
+    """A module of experiments/, which stands beside the library in a clone of the repository."""
     root = Path(__file__).resolve().parent.parent
-    if not (root / "benchmarks" / "run.py").is_file():
-        raise FileNotFoundError("the benchmarks are not part of the installed package; they are in the repository: "
-                                "clone it, and run this command there")
-    sys.path.insert(0, str(root))
-    from benchmarks import run  # beside the package, and nobody else needs it
-    results = results or (Path("build") if quick else study.RESULTS)  # a quick run's numbers are not to be kept
-    images = images or (Path("build") if quick else Path("images"))
-    for folder in (results, images):
-        _check_writable(folder)
-    run.run(BENCHMARKS if "all" in names else names, results, images, quick, device)
+    if not (root / "experiments" / "__init__.py").is_file():
+        raise FileNotFoundError("studies, report and benchmarks are not part of the installed "
+                                "package; clone the repository, and run this command there")
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    return __import__(f"experiments.{module}", fromlist=[module])
 
 
-def run_study(name: str, shard: str, results: Path, checkpoint_dir: Path | None, **overrides) -> None:
-    """Run what is missing of a study: arms x seeds, one record each; the table goes to README by `report`."""
+def study(name: str, shard: str, results: Path, checkpoint_dir: Path | None, **overrides) -> int:
+    """Run what is missing of a study: arms x budgets x seeds, one record each."""
     _check_writable(results)
     given = {key: value for key, value in overrides.items() if value is not None}
-    studies.run_study(name, results, shard, checkpoint_dir, **given)
+    done = _experiments("run").run_study(name, results, shard, checkpoint_dir, **given)
+    return 0 if done else STOPPED
 
 
-def report(readme: Path, results: Path, notebook: Path, images: Path) -> None:
-    """Bring README up to date: the tables from `results`, the studies' figures, and the Colab link from the notebook's
-    REPO_URL."""
-    write_report(readme, results, notebook)
-    print(f"{readme}: tables and Colab link written")
-    _check_writable(images)
-    for name, this in studies.STUDIES.items():
-        if not this.angles:
-            continue
-        config = this.config(next(iter(this.arms)), 0)
-        arms = {f"{arm} (n = {len(runs)})": runs  # trained as long as the first one
-                for arm, runs in runs_by_arm(name, study.load_results(results / f"study-{name}")).items()
-                if runs and this.config(arm, 0).epochs == config.epochs}
-        arms = dict(list(arms.items())[:len(plots.STYLES)])  # more could not be told apart
-        title = " · ".join(["CIFAR-10" + (f", {config.distortion}" if config.distortion else ""), f"study {name}",
-                            f"preset {this.preset}", f"epoch {config.epochs}"])
-        against = {arm: known for arm, runs in arms.items() if (known := accuracy_against_angle(runs))}
-        left = {}
-        for arm, runs in arms.items():  # those that differ in the classifier alone leave the same, and are drawn once
-            if (counts := turns_left(runs)) and counts not in left.values():
-                left[arm] = counts
-        for kind, figure, measured in (("angle", plots.robustness, against), ("left", plots.residual_angles, left)):
-            if measured:
-                path = images / f"study-{name}-{kind}.png"
-                figure(measured, title).savefig(path)
-                print(f"figure: {path}")
+def report(results: Path, readme: Path, notebook: Path, images: Path) -> None:
+    """Bring results/README.md, the numbers in README and the studies' figures up to date."""
+    _experiments("report").write_report(readme, results, notebook, images)
+
+
+def bench(names: list[str], quick: bool, results: Path | None) -> None:
+    """Measure speed, side by side with the tutorial's loop."""
+    results = results or Path("build" if quick else "results")  # a quick run's are not to be kept
+    _check_writable(results)
+    _experiments("bench.run").run(names, results, quick)
 
 
 def _check_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
+        write_whole(folder / ".writable", "")
+        (folder / ".writable").unlink()
     except OSError as error:
-        raise OSError(f"{folder}: cannot be written to ({error.strerror}); name another folder") from error
+        raise OSError(f"{folder}: cannot be written to ({error.strerror or error}); name another "
+                      "folder") from error
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m stn_cifar", description=__doc__, epilog=EXAMPLES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = dict(formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="python -m stn_cifar", description=__doc__,
+                                     epilog=EXAMPLES, **raw)
+    parser.add_argument("--version", action="version", version=f"stn_cifar {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    sub = commands.add_parser("train", help="run one experiment", description=train.__doc__, epilog=EXAMPLES,
-                              formatter_class=argparse.RawDescriptionHelpFormatter)
-    sub.set_defaults(command=train)
-    presets = ", ".join(PRESETS)
-    sub.add_argument("--preset", default="tutorial", help=f"where to start from: {presets} (default: tutorial)")
-    sub.add_argument("--results", type=Path, default=study.RESULTS, help="folder for the record (default: results)")
-    sub.add_argument("--images", type=Path, default=Path("images"), help="folder for the figures (default: images)")
-    sub.add_argument("--checkpoint-dir", type=Path, help="keep every epoch's end here, and go on from it")
-    fields = sub.add_argument_group("the experiment", "each overrides the preset; the default shown is Config's")
-    hints = typing.get_type_hints(Config)
-    for field in dataclasses.fields(Config):
-        if field.name != "name":
-            _add_field(fields, field, hints[field.name])
-    sub = commands.add_parser("figures", help="draw the figures that need no training", description=figures.__doc__)
-    sub.set_defaults(command=figures)
-    sub.add_argument("--images", type=Path, default=Path("images"), help="folder for the figures (default: images)")
-    sub.add_argument("--dataset", default="auto", help="whose pictures to draw (default: auto)")
-    sub = commands.add_parser("notebook", help="write the notebook as one self-contained file",
-                              description=notebook.__doc__)
-    sub.set_defaults(command=notebook)
-    sub.add_argument("out", type=Path, help="the file to write, such as stn_alone.ipynb")
-    sub = commands.add_parser("bench", help="measure speed", description=bench.__doc__)
-    sub.set_defaults(command=bench)
-    sub.add_argument("names", nargs="*", choices=(*BENCHMARKS, "all"), default="all", metavar="benchmark",
-                     help=f"which: {', '.join(BENCHMARKS)}, all (default: all)")
-    sub.add_argument("--quick", action="store_true", help="try them all in a minute; the numbers mean nothing")
-    sub.add_argument("--results", type=Path, help="folder for the record (default: results; quick: build)")
-    sub.add_argument("--images", type=Path, help="folder for the figure (default: images; quick: build)")
-    sub.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where (default: auto)")
-    sub = commands.add_parser("study", help="run many experiments that answer one question",
-                              description=run_study.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                              epilog="\n".join(f"{name}: {this.question}" for name, this in studies.STUDIES.items()))
-    sub.set_defaults(command=run_study)
-    sub.add_argument("name", help=f"which: {', '.join(studies.STUDIES)}")
-    sub.add_argument("--shard", default="1/1", help="k/n: every n-th run, from the k-th on (default: 1/1, all)")
-    sub.add_argument("--results", type=Path, default=study.RESULTS, help="folder for the records (default: results)")
-    sub.add_argument("--checkpoint-dir", type=Path, help="keep each run's epochs here, and go on from them")
+
+    def add(name, command, help, **more):
+        sub = commands.add_parser(name, help=help, description=command.__doc__, **more)
+        sub.set_defaults(command=command)
+        return sub
+
+    def folder(sub, flag, help, **more):
+        sub.add_argument(flag, type=typed_path, help=help, **more)
+
+    results = dict(default=Path("results"))
+    images = dict(default=Path("images"))
+    sub = add("train", train, "run one experiment", epilog=EXAMPLES, **raw)
+    sub.add_argument("--preset", default="tutorial",
+                     help=f"where to start from: {', '.join(PRESETS)} (default: tutorial)")
+    folder(sub, "--results", "folder for the record (default: results)", **results)
+    folder(sub, "--images", "folder for the figures (default: images)", **images)
+    folder(sub, "--checkpoint-dir", "keep every epoch's end here, and go on from it (default: a "
+           "new folder in checkpoints/)")
+    _add_fields(sub)
+    sub = add("evaluate", evaluate_checkpoint, "measure a trained model again")
+    folder(sub, "--checkpoint", "a checkpoint file, or a run's folder", required=True)
+    folder(sub, "--images", "folder for figures (default: none are drawn)")
+    sub.add_argument("--device", default="auto", help="where (default: auto)")
+    sub.add_argument("--data-root", help="folder holding CIFAR-10, other than the run's")
+    sub = add("figures", figures, "draw the figures that need no training")
+    folder(sub, "--images", "folder for the figures (default: images)", **images)
+    sub.add_argument("--dataset", default="auto", help="whose images to draw (default: auto)")
+    sub = add("notebook", notebook, "write the notebook as one self-contained file")
+    folder(sub, "out", "the file to write, such as stn_alone.ipynb")
+    sub = add("export-suite", export_suite, "write distorted CIFAR-10 as a file for others")
+    sub.add_argument("distortion", help=f"one of {', '.join(distortions.DISTORTIONS)}")
+    folder(sub, "out", "the file to write, such as rotated-cifar10.npz")
+    sub.add_argument("--data-root", help="folder holding CIFAR-10")
+    sub = add("study", study, "run many experiments that answer one question")
+    sub.add_argument("name", help="which; an unknown name lists them")
+    sub.add_argument("--shard", default="1/1", help="k/n: every n-th run, from the k-th on")
+    folder(sub, "--results", "folder for the records (default: results)", **results)
+    folder(sub, "--checkpoint-dir", "keep each run's epochs here, and go on from them")
     sub.add_argument("--epochs", type=int, help="other than the study's")
     sub.add_argument("--device", help="where (default: auto)")
-    sub = commands.add_parser("report", help="bring README up to date", description=report.__doc__)
-    sub.set_defaults(command=report)
-    sub.add_argument("--readme", type=Path, default=Path("README.md"), help="the file to write into")
-    sub.add_argument("--results", type=Path, default=study.RESULTS, help="folder of records (default: results)")
-    sub.add_argument("--notebook", type=Path, default=NOTEBOOK, help="the notebook whose REPO_URL is the address")
-    sub.add_argument("--images", type=Path, default=Path("images"), help="folder for the figures (default: images)")
+    sub = add("report", report, "bring the tables of results up to date")
+    folder(sub, "--results", "folder of records (default: results)", **results)
+    folder(sub, "--readme", "README to fill in", default=Path("README.md"))
+    folder(sub, "--notebook", "notebook to embed pictures in",
+           default=Path("notebooks/stn_cifar10.ipynb"))
+    folder(sub, "--images", "folder for the figures (default: images)", **images)
+    sub = add("bench", bench, "measure speed")
+    sub.add_argument("names", nargs="*", help="which (default: all; an unknown name lists them)")
+    sub.add_argument("--quick", action="store_true", help="try all; the numbers mean nothing")
+    folder(sub, "--results", "folder for the record (default: results; quick: build)")
     return parser
 
 
-def _add_field(group, field: dataclasses.Field, hint) -> None:
-    """One option for one field of Config; Config itself checks the value, so its message is the only one."""
-    kind = typing.get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
-    flag, text = "--" + field.name.replace("_", "-"), field.metadata["help"].replace("%", "%%")
-    if kind is bool:
-        group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
-        return
-    choices = field.metadata["choices"]
-    metavar = "{" + ",".join(map(str, choices)) + "}" if choices else field.name.upper()
-    group.add_argument(flag, type=kind, default=None, metavar=metavar, help=f"{text} (default: {field.default})")
+def _add_fields(sub: argparse.ArgumentParser) -> None:
+    """One option for each field of Config, by group; Config checks the values."""
+    hints, groups = typing.get_type_hints(Config), {}
+    for field in dataclasses.fields(Config):
+        if field.name == "name":
+            continue
+        title = field.metadata["group"]
+        if title not in groups:
+            groups[title] = sub.add_argument_group(f"{title} (overrides the preset)")
+        optional = isinstance(hints[field.name], types.UnionType)
+        kind = typing.get_args(hints[field.name])[0] if optional else hints[field.name]
+        text = field.metadata["help"].replace("%", "%%")
+        options = dict(default=AS_PRESET)
+        if kind is bool:
+            options |= dict(action=argparse.BooleanOptionalAction, help=text)
+        else:
+            choices = field.metadata["limits"]["choices"]
+            names = [*(choices or []), *(["none"] if optional else [])]
+            options |= dict(type=_none_or(kind) if optional else kind,
+                            metavar="{" + ",".join(names) + "}" if choices else
+                            field.name.upper(), help=f"{text} (default: {field.default})")
+        groups[title].add_argument("--" + field.name.replace("_", "-"), **options)
+
+
+def _none_or(kind):
+    """The type of an option that may be "none"."""
+    def parse(text):
+        return None if text.lower() == "none" else kind(text)
+    parse.__name__ = kind.__name__  # argparse names it in its errors
+    return parse
 
 
 if __name__ == "__main__":

@@ -1,32 +1,37 @@
-"""CNN classifiers: from a normalized, warped image to logits."""
+"""CNN classifiers: from a normalized, warped image to logits.
+
+Each is built by a row of CLASSIFIERS, for pictures of `size` pixels a side, and maps
+(B, channels, size, size) to (B, num_classes).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from .quarter_turns import QuarterTurnConv2d, QuarterTurnNorm2d, split_turns
+from .p4 import P4BatchNorm2d, P4Conv2d, split_turns
 
 
 def feature_size(features, channels, size):
-    """Length of `features`' flat output for one (channels, size, size) image; ValueError where size is too small."""
+    """Length of `features`' flat output for one picture; ValueError where it is too small."""
     normalizations = [layer for layer in features.modules() if isinstance(layer, nn.BatchNorm2d)]
     for layer in normalizations:
-        layer.eval()  # no statistics of zeros. Dropout stays on: what it draws here is part of what a seed means
+        layer.eval()  # no statistics of zeros
     try:
-        with torch.no_grad():
+        with torch.no_grad():  # dropout stays on: what it samples is part of what a seed means
             return features(torch.zeros(1, channels, size, size)).shape[1]
     except RuntimeError as error:
-        raise ValueError(f"image_size or output_size: {size} pixels are too few for the network's convolutions and "
-                         "poolings; use a larger picture (32 is CIFAR-10's)") from error
+        raise ValueError(f"image size: {size} x {size} pixels are too few for the network's "
+                         "convolutions and poolings; use larger images (CIFAR-10 has 32 x 32), or "
+                         "a larger output_size") from error
     finally:
         for layer in normalizations:
             layer.train()
 
 
 class TutorialClassifier(nn.Module):
-    """The PyTorch tutorial's classifier: two convolutions with channel dropout, two fully connected layers.
-
-    (B, C, S, S) -> logits (B, num_classes).
-    """
+    """The PyTorch tutorial's: two convolutions with channel dropout, two fully connected layers."""
 
     def __init__(self, channels, size, num_classes):
         super().__init__()
@@ -41,7 +46,7 @@ class TutorialClassifier(nn.Module):
             nn.Flatten(),
         )
         self.head = nn.Sequential(
-            nn.Linear(feature_size(self.features, channels, size), 50),  # 32 x 32: 20 maps of 5 x 5, 500
+            nn.Linear(feature_size(self.features, channels, size), 50),  # of 32 x 32: 20 x 5 x 5
             nn.ReLU(),
             nn.Dropout(),
             nn.Linear(50, num_classes),
@@ -51,16 +56,16 @@ class TutorialClassifier(nn.Module):
         return self.head(self.features(images))
 
 
-def convolution(inputs, outputs, halve=False, turns=False):
+def convolution(inputs, outputs, halve=False, p4=False):
     """A 3x3 convolution that keeps the size, or halves it by max pooling, and batch normalization.
 
-    The normalization makes a bias idle, so there is none; it comes after the pooling, where it has a quarter to do.
-    turns: weights shared over the four quarter turns, `inputs` and `outputs` channels for each.
+    Normalization makes a bias idle, so there is none; it comes after the pooling, where it has a
+    quarter to do. p4: a group convolution, `inputs` and `outputs` channels for each quarter turn.
     """
-    layer = QuarterTurnConv2d if turns else nn.Conv2d
+    layer = (P4Conv2d(inputs, outputs, 3, padding=1) if p4
+             else nn.Conv2d(inputs, outputs, 3, padding=1, bias=False))
     pool = [nn.MaxPool2d(2)] if halve else []
-    norm = QuarterTurnNorm2d if turns else nn.BatchNorm2d
-    return nn.Sequential(layer(inputs, outputs, 3, padding=1, bias=False), *pool, norm(outputs))
+    return nn.Sequential(layer, *pool, (P4BatchNorm2d if p4 else nn.BatchNorm2d)(outputs))
 
 
 class Residual(nn.Module):
@@ -75,7 +80,7 @@ class Residual(nn.Module):
 
 
 class CompactClassifier(nn.Module):
-    """A small residual network, its parameters spent on few channels at high resolution: (B, C, S, S) -> logits."""
+    """A small residual network: few channels at high resolution."""
 
     def __init__(self, channels, size, num_classes, width):
         super().__init__()
@@ -86,8 +91,8 @@ class CompactClassifier(nn.Module):
             Residual(convolution(b, b), nn.ReLU(), convolution(b, b)), nn.ReLU(),
             convolution(b, c, halve=True), nn.ReLU(),
             Residual(convolution(c, c)), nn.ReLU(),
-        )  # 32 x 32: c maps of 8 x 8
-        feature_size(self.features, channels, size)  # tells now if the picture is too small for the poolings
+        )  # of 32 x 32: c maps of 8 x 8
+        feature_size(self.features, channels, size)  # tells now if the picture is too small
         self.head = nn.Linear(2 * c, num_classes)
 
     def forward(self, images):
@@ -96,12 +101,13 @@ class CompactClassifier(nn.Module):
 
 
 class StrongClassifier(nn.Module):
-    """After airbench96 (Jordan 2024, arXiv 2404.00498), without its whitening: (B, C, S, S) -> (B, num_classes).
+    """After airbench96 (Jordan 2024, arXiv 2404.00498), without its whitening.
 
-    Three blocks of three convolutions; each block's first halves the picture, the other two have a shortcut.
+    Three blocks of three convolutions; each block's first halves the picture, the other two have a
+    shortcut.
     """
 
-    SCALE = 1 / 9  # of the logits, airbench's: keeps the first steps of a high learning rate tame
+    LOGIT_SCALE = 1 / 9  # airbench's: keeps the first steps of a high learning rate tame
 
     def __init__(self, channels, size, num_classes, width):
         super().__init__()
@@ -110,60 +116,87 @@ class StrongClassifier(nn.Module):
         for before, after in zip([stem, *widths], widths, strict=False):
             layers += [
                 convolution(before, after, halve=True), nn.GELU(),
-                Residual(convolution(after, after), nn.GELU(), convolution(after, after)), nn.GELU(),
+                Residual(convolution(after, after), nn.GELU(), convolution(after, after)),
+                nn.GELU(),
             ]
         self.features = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten())
         self.head = nn.Linear(feature_size(self.features, channels, size), num_classes, bias=False)
 
     def forward(self, images):
-        return self.SCALE * self.head(self.features(images))
+        return self.LOGIT_SCALE * self.head(self.features(images))
 
 
-LIGHT = (16, 32, 64)  # channels of the light networks' blocks, for a width of 1; a quarter of it for each quarter turn
+LIGHT_CHANNELS = (16, 32, 64)  # of the blocks, for a width of 1
 
 
-def light_features(channels, width, turns=False):
-    """Stem and three residual blocks at a half, a quarter and an eighth of the picture: (B, C, S, S) -> maps.
+def light_features(channels, width, p4=False):
+    """Stem and three residual blocks at a half, a quarter and an eighth of the picture.
 
-    Made for many runs on few cores: by halving the picture at once it does a quarter of the work. `turns`: as a group
-    convolutional network over quarter turns, of as many channels, which are then a quarter of the parameters.
+    Made for many runs on few cores: by halving the picture at once it does a quarter of the work.
+    p4: as a group convolutional network of as many channels, with a quarter of the parameters.
     """
-    a, b, c = (max(1, round(width * n / (4 if turns else 1))) for n in LIGHT)
+    a, b, c = (max(1, round(width * n / (4 if p4 else 1))) for n in LIGHT_CHANNELS)
 
     def residual(count):
-        return Residual(convolution(count, count, turns=turns), nn.ReLU(), convolution(count, count, turns=turns))
+        layers = convolution(count, count, p4=p4), nn.ReLU(), convolution(count, count, p4=p4)
+        return Residual(*layers)
 
-    # a kernel of 4 with a stride of 2 lies evenly on the picture, so that a turned picture gives turned maps
-    stem = (QuarterTurnConv2d(channels, a, 4, stride=2, padding=1, bias=False, first=True) if turns
+    # a kernel of 4 with a stride of 2 lies evenly on the picture: a turned one gives turned maps
+    stem = (P4Conv2d(channels, a, 4, stride=2, padding=1, first=True) if p4
             else nn.Conv2d(channels, a, 4, stride=2, padding=1, bias=False))
-    norm = QuarterTurnNorm2d if turns else nn.BatchNorm2d
+    norm = P4BatchNorm2d if p4 else nn.BatchNorm2d
     return nn.Sequential(
         nn.Sequential(stem, norm(a), nn.ReLU()),
         nn.Sequential(residual(a), nn.ReLU()),
-        nn.Sequential(convolution(a, b, halve=True, turns=turns), nn.ReLU(), residual(b), nn.ReLU()),
-        nn.Sequential(convolution(b, c, halve=True, turns=turns), nn.ReLU(), residual(c), nn.ReLU()),
+        nn.Sequential(convolution(a, b, halve=True, p4=p4), nn.ReLU(), residual(b), nn.ReLU()),
+        nn.Sequential(convolution(b, c, halve=True, p4=p4), nn.ReLU(), residual(c), nn.ReLU()),
     )
 
 
-class LightClassifier(nn.Module):
-    """`light_features`, the largest value of each channel, one layer: (B, C, S, S) -> logits (B, num_classes).
+def check_p4_size(size):
+    """ValueError where a p4 network would not be equivariant on pictures of `size` pixels."""
+    if size % 8:
+        raise ValueError(f"image size: {size} pixels with a p4 network; must be a multiple of 8, "
+                         "or its poolings fall out otherwise on a turned picture")
 
-    turns: the features are those of a group convolutional network, and the largest is taken over the four quarter
-    turns too, so the logits do not change when the picture is turned by 90 degrees.
+
+class LightClassifier(nn.Module):
+    """`light_features`, the largest value of each channel, one layer.
+
+    p4: the largest is taken over the four quarter turns too, so the logits are invariant: they do
+    not change when the picture is turned by 90 degrees.
     """
 
-    def __init__(self, channels, size, num_classes, width, turns=False):
+    def __init__(self, channels, size, num_classes, width, p4=False):
         super().__init__()
-        self.turns = turns
-        self.features = light_features(channels, width, turns)
+        if p4:
+            check_p4_size(size)
+        self.p4 = p4
+        self.features = light_features(channels, width, p4)
         pooled = nn.Sequential(self.features, nn.AdaptiveMaxPool2d(1), nn.Flatten())
-        self.num_features = feature_size(pooled, channels, size) // (4 if turns else 1)
-        self.head = nn.Linear(self.num_features, num_classes)
-
-    def pooled(self, images):
-        """What the head reads, (B, num_features)."""
-        maps = self.features(images).amax(dim=(2, 3))
-        return split_turns(maps).amax(dim=1) if self.turns else maps
+        inputs = feature_size(pooled, channels, size) // (4 if p4 else 1)
+        self.head = nn.Linear(inputs, num_classes)
 
     def forward(self, images):
-        return self.head(self.pooled(images))
+        maps = self.features(images).amax(dim=(2, 3))
+        return self.head(split_turns(maps).amax(dim=1) if self.p4 else maps)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """One row: how a network is built, and what goes with it."""
+
+    build: Callable  # (channels, size, num_classes, width) -> nn.Module
+    localization: str  # the row of localization.LOCALIZATIONS that goes with it
+    scalable: bool = True  # has a width
+    p4_invariant: bool = False  # a picture turned by 90 degrees gives the same logits
+
+
+CLASSIFIERS = {
+    "tutorial": Classifier(lambda c, size, n, width: TutorialClassifier(c, size, n), "tutorial",
+                           scalable=False),
+    "compact": Classifier(CompactClassifier, "compact"),
+    "strong": Classifier(StrongClassifier, "compact"),
+    "light": Classifier(LightClassifier, "light"),
+    "p4": Classifier(lambda *args: LightClassifier(*args, p4=True), "light", p4_invariant=True),
+}

@@ -1,27 +1,33 @@
-"""Distortions with a known pose: whole batches on the device, from a seed the same on every machine.
+"""Distortions with a known pose: whole batches on the device, the same on every machine.
 
-theta is what was APPLIED, distorted(p) = original(theta p), in transforms.py's coordinates: it maps canvas to picture,
-both [-1, 1], and a transformer undoes it by answering inverse(theta). On a larger canvas an upright, centred picture
-has the canvas ratio as its scale (32 pixels on 48: 1.5).
+theta is what was APPLIED, distorted(p) = original(theta p), in transforms.py's coordinates: it maps
+canvas to picture, both [-1, 1], and a transformer undoes it by inverse(theta). On a larger canvas
+an upright, centred picture has the canvas ratio as its scale (32 pixels on 48: 1.5).
 
-What stands outside must not give the pose away, or a network reads the frame instead of the picture:
+What stands outside must not give the pose away, or a network reads the frame, not the picture:
 
-- What turns, scales or shears (disc=True) is shown in the canvas's inscribed disc, with one colour around it, the same
-  for every pose. A plain rotation then never looks outside the picture. The others do, and see the picture's own disc
-  mirrored at its rim: that fill turns along, so it tells nothing of the angle that the picture does not (mirroring at
-  the four sides would draw straight seams that turn).
-- A translation has no other pose than where the frame is. It is mirrored at the sides: no colour to trace, only seams
-  are left. Clutter puts patches of other pictures there. Elastic looks out by `bend` at most.
-- Bicubic: bilinear halves the energy of CIFAR-10's finest detail between 0 and 5 degrees and so tells what was turned;
-  bicubic takes 15 %, and hardly changes from 2 degrees on. Where pictures may shrink, 2 x 2 samples a pixel: at 1.45
-  the error against proper filtering falls from 5.1 to 1.4 grey levels.
+- What turns, scales or shears (disc=True) is shown in the canvas's inscribed disc, with one colour
+  around it, the same for every pose. A plain rotation then never looks outside the picture. The
+  others do, and see the picture's own disc mirrored at its rim: that fill turns along, so it tells
+  nothing of the angle that the picture does not (mirroring at the four sides would draw straight
+  seams that turn).
+- A translation has no other pose than where the frame is. It is mirrored at the sides: no colour to
+  trace, only seams are left. Clutter puts patches of other pictures there. Elastic looks out by
+  `bend` at most.
+- Bicubic: bilinear halves the energy of CIFAR-10's finest detail between 0 and 5 degrees and so
+  tells what was turned; bicubic takes 15 %, and hardly changes from 2 degrees on. Where pictures
+  may shrink, 2 x 2 samples a pixel: at 1.45 the error against proper filtering falls from 5.1 to
+  1.4 grey levels.
 """
 
+import hashlib
+import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 
+import numpy as np
 import torch
 
 from .sampler import sample
@@ -30,24 +36,28 @@ from .transforms import FAMILIES, TPS_POINTS, control_points
 # A pose's quantities, and their values where nothing is done. theta is [A | shift] with
 # A = R(angle) [[scale_x, scale_x shear], [0, scale_y]], as transforms.decompose takes it apart.
 UPRIGHT = dict(angle=0.0,  # degrees, the content turns counter-clockwise
-               scale=1.0, aspect=1.0, shear=0.0,  # sqrt(scale_x scale_y), above 1 it looks smaller; scale_x / scale_y
+               scale=1.0,  # sqrt(scale_x scale_y), above 1 it looks smaller
+               aspect=1.0, shear=0.0,  # scale_x / scale_y
                shift_x=0.0, shift_y=0.0,  # the picture's point at the canvas's centre, half-widths
                tilt_x=0.0, tilt_y=0.0,  # perspective: theta's last row
                bend=0.0)  # elastic: largest displacement of a control point, half-widths
-LOG_UNIFORM = ("scale", "aspect")  # all others are drawn uniformly
-OUTSIDE = (125, 123, 114)  # around the disc: CIFAR-10's mean colour, zero to a network that normalizes
+LOG_UNIFORM = ("scale", "aspect")  # all others are uniform
+# around the disc: CIFAR-10's mean colour, zero to a network that normalizes
+OUTSIDE = (125, 123, 114)
 PATCHES = 6  # clutter: patches along each side of the canvas; 8 pixels each on 48
 SUITE_SEED = 1506_02025  # of the frozen test suites: another seed, other suites
-SUITE_CHUNK = 500  # images at a time, to bound memory; a suite's clutter is cut from within the chunk
+# images at a time, to bound memory; a suite's clutter is cut from within the chunk
+SUITE_CHUNK = 500
 
 
 @dataclass(frozen=True)
 class Distortion:
-    """One row of the table. A changed copy, dataclasses.replace(row, ...), can stand wherever a name can."""
+    """A row of the table. A changed copy, dataclasses.replace(row, ...), serves as a name does."""
 
     name: str
     family: str  # the smallest transformer family that can undo it (elastic: nearly)
-    ranges: Mapping[str, tuple[float, float]]  # quantity -> (low, high); what is not named stays upright
+    # quantity -> (low, high); what is not named stays upright
+    ranges: Mapping[str, tuple[float, float]]
     canvas: float = 1.0  # size of the canvas over size of the picture
     disc: bool = True  # show the inscribed disc only
     clutter: bool = False  # patches of other pictures outside
@@ -76,25 +86,29 @@ DISTORTIONS = {
         Distortion("rts", "similarity", supersample=2,
                    ranges={"angle": (-45, 45), "scale": (1 / 1.2, 1 / 0.7), **_xy("shift", 0.25)}),
         Distortion("similarity", "similarity", supersample=2,
-                   ranges={"angle": (-180, 180), "scale": (1 / 1.2, 1 / 0.7), **_xy("shift", 0.25)}),
+                   ranges={"angle": (-180, 180), "scale": (1 / 1.2, 1 / 0.7),
+                           **_xy("shift", 0.25)}),
         Distortion("affine", "affine", supersample=2,
-                   ranges={"angle": (-45, 45), "scale": (0.8, 1.25), "aspect": (2 / 3, 3 / 2), "shear": (-0.3, 0.3),
-                           **_xy("shift", 0.15)}),
+                   ranges={"angle": (-45, 45), "scale": (0.8, 1.25), "aspect": (2 / 3, 3 / 2),
+                           "shear": (-0.3, 0.3), **_xy("shift", 0.15)}),
         Distortion("projective", "projective", supersample=2,
-                   ranges={"angle": (-30, 30), "scale": (0.8, 1.25), **_xy("shift", 0.1), **_xy("tilt", 0.2)}),
+                   ranges={"angle": (-30, 30), "scale": (0.8, 1.25), **_xy("shift", 0.1),
+                           **_xy("tilt", 0.2)}),
         Distortion("elastic", "tps", {"bend": (0, 0.25)}, disc=False),
-        Distortion("clutter", "attention", _xy("shift", 0.5), canvas=1.5, disc=False, clutter=True),
+        Distortion("clutter", "attention", _xy("shift", 0.5), canvas=1.5, disc=False,
+                   clutter=True),
     )
 }
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """The poses of N images, ready to `apply`; drawn[index], a tensor or a slice, takes some of them."""
+class Params:
+    """The poses of N images, ready to `apply`; params[index], a tensor or a slice, takes some."""
 
     distortion: Distortion
-    theta: torch.Tensor  # what is applied: (N, 2, 3), projective (N, 3, 3), elastic (N, control points, 2)
-    patches: torch.Tensor  # clutter: (N, 36, 3) in [0, 1): which picture, and y, x in it; others: (N, 0, 3)
+    theta: torch.Tensor  # applied: (N, 2, 3), projective (N, 3, 3), elastic (N, control points, 2)
+    # clutter: (N, 36, 3) in [0, 1): which picture, and y, x in it; others: (N, 0, 3)
+    patches: torch.Tensor
 
     def __len__(self):
         return len(self.theta)
@@ -107,27 +121,29 @@ class Drawn:
         return replace(self, theta=self.theta.to(device), patches=self.patches.to(device))
 
 
-def check_name(name):
-    """The row of DISTORTIONS called `name`; a row is returned as it is. Unknown: ValueError naming the field."""
+def row_of(name):
+    """The row of DISTORTIONS called `name`, ValueError if there is none; a row as it is."""
     if isinstance(name, Distortion):
         return name
     if name not in DISTORTIONS:
-        raise ValueError(f"distortion: {name!r} is unknown; must be one of {', '.join(map(repr, DISTORTIONS))}")
+        raise ValueError(f"distortion: {name!r} is unknown; must be one of "
+                         f"{', '.join(map(repr, DISTORTIONS))}")
     return DISTORTIONS[name]
 
 
-def draw(name, count, generator, **fixed):
-    """The poses of `count` images, from a CPU torch.Generator: a Drawn on the CPU.
+def sample_params(name, count, generator, **fixed):
+    """Random poses of `count` images, from a CPU torch.Generator: Params on the CPU.
 
-    fixed: quantities that are not drawn, a number or a tensor (count,) each, also beyond the range, as in
-    draw("rotation", 100, generator, angle=30); all else is drawn as without. A longer draw starts with a
-    shorter one's poses. Raises ValueError naming what is wrong.
+    fixed: quantities that are given, a number or a tensor (count,) each, also beyond the range, as
+    in sample_params("rotation", 100, generator, angle=30); all else is sampled as without. A longer
+    sample starts with a shorter one's poses. Raises ValueError naming what is wrong.
     """
-    row = check_name(name)
+    row = row_of(name)
     if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
         raise ValueError(f"generator: {generator!r}; must be a torch.Generator on the CPU")
     if unknown := set(fixed) - set(row.ranges):
-        raise ValueError(f"{min(unknown)}: the distortion {row.name!r} has {', '.join(row.ranges)} only")
+        raise ValueError(f"{min(unknown)}: the distortion {row.name!r} has "
+                         f"{', '.join(row.ranges)} only")
     own = len(row.ranges)
     extra = 3 * PATCHES**2 if row.clutter else 2 * TPS_POINTS**2 if row.family == "tps" else 0
     # float64, so that machines agree on theta to the last bit or so of its float32
@@ -135,13 +151,18 @@ def draw(name, count, generator, **fixed):
     pose = {key: torch.full((count,), value, dtype=torch.float64) for key, value in UPRIGHT.items()}
     for (key, (low, high)), u in zip(row.ranges.items(), uniform[:, :own].unbind(1), strict=True):
         pose[key] = low * (high / low) ** u if key in LOG_UNIFORM else low + (high - low) * u
-    pose |= {key: torch.as_tensor(value, dtype=torch.float64).expand(count) for key, value in fixed.items()}
-    patches = uniform[:, own:].float().reshape(count, PATCHES**2, 3) if row.clutter else torch.empty(count, 0, 3)
-    return Drawn(row, _theta(row, pose, uniform[:, own:]).float(), patches)
+    pose |= {key: torch.as_tensor(value, dtype=torch.float64).expand(count)
+             for key, value in fixed.items()}
+    patches = (uniform[:, own:].float().reshape(count, PATCHES**2, 3) if row.clutter
+               else torch.empty(count, 0, 3))
+    return Params(row, _theta(row, pose, uniform[:, own:]).float(), patches)
 
 
 def _theta(row, pose, extra):
-    """theta in the shape of the row's family; pose: quantity -> (N,); extra: what bends a spline, (N, 2 K)."""
+    """theta in the shape of the row's family.
+
+    pose: quantity -> (N,); extra: what bends a spline, (N, 2 K).
+    """
     if row.family == "tps":
         points = control_points(TPS_POINTS)
         return points + pose["bend"].view(-1, 1, 1) * (2 * extra.reshape(-1, *points.shape) - 1)
@@ -150,28 +171,32 @@ def _theta(row, pose, extra):
     x, y = pose["scale"] * pose["aspect"].sqrt(), pose["scale"] / pose["aspect"].sqrt()
     theta = torch.stack([cos * x, cos * x * shear - sin * y, pose["shift_x"],
                          sin * x, sin * x * shear + cos * y, pose["shift_y"],
-                         pose["tilt_x"], pose["tilt_y"], torch.ones_like(angle)], dim=1).reshape(-1, 3, 3)
+                         pose["tilt_x"], pose["tilt_y"], torch.ones_like(angle)], dim=1)
+    theta = theta.reshape(-1, 3, 3)
     theta[:, :, :2] *= row.canvas
     return theta if row.family == "projective" else theta[:, :2]
 
 
 @torch.no_grad()
-def apply(images, drawn):
-    """The distorted pictures, float32 (B, C, H', H') in [0, 1], of `images` (B, C, H, H), uint8 or in [0, 1].
+def apply(images, params):
+    """The distorted pictures, float32 (B, C, H', H') in [0, 1]; H' is H times the canvas.
 
-    drawn: their B poses, on the same device. H' is H times the distortion's canvas. After the first call nothing
-    is drawn or copied between host and device, so that a captured graph can contain it. Bad input: ValueError.
+    images: (B, C, H, H), uint8 or in [0, 1]. params: their B poses, on the same device. Bad input:
+    ValueError.
     """
     if images.ndim != 4 or images.shape[2] != images.shape[3]:
-        raise ValueError(f"images: shape {tuple(images.shape)}; must be square pictures (B, C, H, H)")
+        raise ValueError(f"images: shape {tuple(images.shape)}; must be square pictures "
+                         "(B, C, H, H)")
     if not (images.dtype == torch.uint8 or images.is_floating_point()):
-        raise ValueError(f"images: dtype {images.dtype}; must be uint8 in [0, 255] or float in [0, 1]")
-    if len(drawn) != len(images) or drawn.theta.device != images.device:
-        raise ValueError(f"drawn: {len(drawn)} poses on {drawn.theta.device}; need {len(images)} on {images.device}")
-    row, size = drawn.distortion, drawn.distortion.canvas_size(images.shape[-1])
+        raise ValueError(f"images: dtype {images.dtype}; must be uint8 in [0, 255] or floating "
+                         "point in [0, 1]")
+    if len(params) != len(images) or params.theta.device != images.device:
+        raise ValueError(f"params: {len(params)} poses on {params.theta.device}; must be "
+                         f"{len(images)} on {images.device}")
+    row, size = params.distortion, params.distortion.canvas_size(images.shape[-1])
     images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
     with torch.autocast(images.device.type, enabled=False):
-        grid = FAMILIES[row.family].grid_of(drawn.theta, size * row.supersample)
+        grid = FAMILIES[row.family].grid_of(params.theta, size * row.supersample)
         if row.disc:  # mirrored at the rim of the picture's disc: at r > 1, read at 2 - r
             radius = torch.hypot(*grid.unbind(-1)).clamp_min_(1)[..., None]
             grid = grid * (2 / radius - 1).clamp_min(0)
@@ -180,51 +205,80 @@ def apply(images, drawn):
         mask, colour = _disc(size, images.shape[1], images.device)
         warped = torch.where(mask, warped, colour)
     if row.clutter:
-        # the share of each pixel that the picture covers: a ramp, so that no rounding error moves its edge
+        # the share of each pixel that the picture covers: a ramp, so no rounding moves its edge
         cover = ((1 - grid.abs()) * images.shape[-1] / 2 + 0.5).clamp(0, 1).prod(dim=-1)
-        warped = torch.lerp(_patchwork(images, drawn.patches, size), warped, cover[:, None])
+        warped = torch.lerp(_patchwork(images, params.patches, size), warped, cover[:, None])
     return warped.clamp_(0, 1)  # bicubic overshoots
 
 
-@cache  # never dropped: a captured graph reads the same memory for ever
+@cache
 @torch.inference_mode(False)  # what is cached must be of use outside inference mode too
 def _disc(size, channels, device):
-    """Where a pixel's centre lies in the disc through the outermost pixels' centres (size, size); the colour around it.
+    """Mask (size, size) of the disc through the outermost pixels' centres; the colour around it.
 
-    In whole numbers, so exact; and no larger, so that turning never reads beyond the picture's last centres.
+    In whole numbers, so exact; and no larger, so that turning never reads beyond the picture's last
+    centres.
     """
-    across = 2 * torch.arange(size, device=device) - (size - 1)  # twice the distance from the middle
-    colour = torch.tensor(OUTSIDE if channels == len(OUTSIDE) else (128,) * channels, device=device) / 255
+    across = 2 * torch.arange(size, device=device) - (size - 1)  # twice that from the middle
+    colour = torch.tensor(outside_colour(channels), device=device) / 255
     return across.square()[:, None] + across.square() <= (size - 1) ** 2, colour.view(-1, 1, 1)
 
 
+def outside_colour(channels):
+    """Grey levels of what is no part of the picture: CIFAR-10's mean, or a middle grey."""
+    return OUTSIDE if channels == len(OUTSIDE) else (128,) * channels
+
+
 def _patchwork(images, patches, size):
-    """Canvases (B, C, size, size) made of patches, cut unscaled from the other pictures of the batch."""
+    """Canvases (B, C, size, size) of patches, cut unscaled from the other pictures of the batch."""
     count, channels, width, _ = images.shape
     side = -(-size // PATCHES)
     which, y, x = patches.unbind(-1)  # (B, PATCHES^2) each
     # never the picture itself, unless it is alone
-    other = (torch.arange(count, device=images.device)[:, None] + 1 + (which * (count - 1)).long()) % count
+    own = torch.arange(count, device=images.device)[:, None]
+    other = (own + 1 + (which * (count - 1)).long()) % count
     y, x = (y * (width - side + 1)).long(), (x * (width - side + 1)).long()
-    # the batch as one list of pixels: where each patch starts in it, and from there where each pixel is
+    # the batch as one list of pixels: where each patch starts in it, and from there each pixel
     start = ((other * width + y) * width + x).view(count, PATCHES, 1, PATCHES, 1)
     place = torch.arange(side, device=images.device)
-    index = (start + place.view(-1, 1, 1) * width + place).reshape(count, PATCHES * side, PATCHES * side)
-    return images.permute(0, 2, 3, 1).reshape(-1, channels)[index[:, :size, :size]].permute(0, 3, 1, 2)
+    index = start + place.view(-1, 1, 1) * width + place
+    index = index.reshape(count, PATCHES * side, PATCHES * side)
+    pixels = images.permute(0, 2, 3, 1).reshape(-1, channels)
+    return pixels[index[:, :size, :size]].permute(0, 3, 1, 2)
 
 
 def distort(images, name, generator, **fixed):
-    """`draw` and `apply` at once: (pictures in [0, 1], the theta that was applied)."""
-    drawn = draw(name, len(images), generator, **fixed).to(images.device)
-    return apply(images, drawn), drawn.theta
+    """`sample_params` and `apply` at once: (pictures in [0, 1], the theta that was applied)."""
+    params = sample_params(name, len(images), generator, **fixed).to(images.device)
+    return apply(images, params), params.theta
 
 
 def suite(images, name):
-    """The frozen suite of `images` (N, C, H, H): (uint8 pictures (N, C, H', H'), the theta that was applied).
+    """The frozen suite of `images` (N, C, H, H): (uint8 pictures (N, C, H', H'), applied theta).
 
-    The i-th picture has one pose for good, whatever machine, device or seed; pixels agree to within 1/255.
+    The i-th picture has one pose for good, whatever machine, device or seed; pixels agree to within
+    1/255.
     """
-    drawn = draw(name, len(images), torch.Generator().manual_seed(SUITE_SEED)).to(images.device)
+    generator = torch.Generator().manual_seed(SUITE_SEED)
+    params = sample_params(name, len(images), generator).to(images.device)
     chunks = [slice(i, i + SUITE_CHUNK) for i in range(0, len(images), SUITE_CHUNK)]
-    pictures = [(apply(images[chunk], drawn[chunk]) * 255).round().to(torch.uint8) for chunk in chunks]
-    return torch.cat(pictures), drawn.theta
+    pictures = [(apply(images[chunk], params[chunk]) * 255).round().to(torch.uint8)
+                for chunk in chunks]
+    return torch.cat(pictures), params.theta
+
+
+def suite_file(images, labels, name):
+    """The frozen suite as the bytes of an .npz file (images, labels, theta), and its digest.
+
+    The digest is the SHA-256 of the pixels, labels and theta rounded to 1e-5: of what is in the
+    file, not of how it is packed.
+    """
+    pictures, theta = suite(images, name)
+    arrays = dict(images=pictures.cpu().numpy(), labels=labels.cpu().numpy(),
+                  theta=theta.cpu().numpy())
+    packed = io.BytesIO()
+    np.savez_compressed(packed, **arrays)
+    digest = hashlib.sha256()
+    for array in (arrays["images"], arrays["labels"], (arrays["theta"] * 1e5).round()):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return packed.getvalue(), digest.hexdigest()

@@ -1,19 +1,24 @@
-"""Localization networks: from a normalized image to the transformer's parameters."""
+"""Localization networks: from a normalized image to the transformer's parameters.
+
+Each is built by a row of LOCALIZATIONS, for pictures of `size` pixels a side, and maps
+(B, channels, size, size) to (B, outputs). SpatialTransformer starts them at the identity.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from .classifier import feature_size, light_features
-from .quarter_turns import seen_from_each_turn, split_turns
+from .classifier import check_p4_size, feature_size, light_features
+from .p4 import split_turns, turned_copies
 
 
 class TutorialLocalization(nn.Module):
-    """The PyTorch tutorial's localization network: two convolutions, two fully connected layers.
+    """The PyTorch tutorial's: two convolutions, two fully connected layers."""
 
-    (B, C, S, S) -> (B, num_params). A fresh network answers `identity` (num_params,) for every image.
-    """
-
-    def __init__(self, channels, size, identity):
+    def __init__(self, channels, size, outputs):
         super().__init__()
         self.features = nn.Sequential(
             nn.Conv2d(channels, 8, kernel_size=7),
@@ -25,24 +30,23 @@ class TutorialLocalization(nn.Module):
             nn.Flatten(),
         )
         self.regressor = nn.Sequential(
-            nn.Linear(feature_size(self.features, channels, size), 32),  # 32 x 32: 10 maps of 4 x 4, 160
+            nn.Linear(feature_size(self.features, channels, size), 32),  # of 32 x 32: 10 x 4 x 4
             nn.ReLU(),
-            nn.Linear(32, len(identity)),
+            nn.Linear(32, outputs),
         )
-        start_at(self.regressor[-1], identity)
 
     def forward(self, images):
         return self.regressor(self.features(images))
 
 
 class CompactLocalization(nn.Module):
-    """Two convolutions on the picture at half its size, one fully connected layer: (B, C, S, S) -> (B, num_params).
+    """Two convolutions on the picture at half its size, one fully connected layer.
 
-    A fresh network answers `identity` (num_params,) for every image. Without normalization: its statistics lag behind
-    the weights, and a transformer that answers otherwise in evaluation than in training misleads its classifier.
+    Without normalization: its statistics lag behind the weights, and a transformer that predicts
+    otherwise in evaluation than in training misleads its classifier.
     """
 
-    def __init__(self, channels, size, identity):
+    def __init__(self, channels, size, outputs):
         super().__init__()
         self.features = nn.Sequential(
             nn.AvgPool2d(2),
@@ -52,58 +56,70 @@ class CompactLocalization(nn.Module):
             nn.ReLU(),
             nn.Flatten(),
         )
-        self.regressor = nn.Linear(feature_size(self.features, channels, size), len(identity))  # 16 maps of 4 x 4
-        start_at(self.regressor, identity)
+        self.regressor = nn.Linear(feature_size(self.features, channels, size), outputs)
 
     def forward(self, images):
         return self.regressor(self.features(images))
 
 
 class LightLocalization(nn.Module):
-    """`light_features` and one fully connected layer on their maps: (B, C, S, S) -> (B, len(start)).
+    """`light_features` and one fully connected layer on their maps."""
 
-    A fresh network answers `start` for every image. shared: the first layers, a Sequential that the classifier has too
-    (Finnveden et al. 2020, arXiv 2004.11678); both tasks teach them.
-    """
-
-    def __init__(self, channels, size, start, width, shared=None):
+    def __init__(self, channels, size, outputs, width):
         super().__init__()
-        shared = shared or nn.Sequential()
-        self.features = nn.Sequential(*shared, *light_features(channels, width)[len(shared):], nn.Flatten())
-        self.regressor = nn.Linear(feature_size(self.features, channels, size), len(start))
-        start_at(self.regressor, start)
+        self.features = nn.Sequential(*light_features(channels, width), nn.Flatten())
+        self.regressor = nn.Linear(feature_size(self.features, channels, size), outputs)
 
     def forward(self, images):
         return self.regressor(self.features(images))
 
 
-class QuarterTurnLocalization(nn.Module):
-    """For rotation by cells: group convolutions over quarter turns, then one layer for all four of them.
+class P4Localization(nn.Module):
+    """A p4 group convolutional network that predicts logits over bins of the angle.
 
-    (B, C, S, S) -> logits (B, cells), cells a multiple of 4. For a picture turned counter-clockwise by 90 degrees it
-    answers the same logits, moved back by a quarter of the cells. So a fresh one answers the first quarter of `start`
-    (cells,) four times.
+    For a picture turned counter-clockwise by 90 degrees it predicts the same logits, moved back by
+    a quarter of the bins. mod90: the bins span 90 degrees, so the logits stay as they are.
     """
 
-    def __init__(self, channels, size, start, width, quarter=False):
+    def __init__(self, channels, size, outputs, width, mod90=False):
         super().__init__()
-        self.quarter = quarter  # the cells span 90 degrees, so all four turns are asked for the same
-        maps = light_features(channels, width, turns=True)
+        check_p4_size(size)
+        self.mod90 = mod90
+        maps = light_features(channels, width, p4=True)
         self.features = nn.Sequential(maps, nn.AdaptiveMaxPool2d(1), nn.Flatten())
-        first = start if quarter else start[:len(start) // 4]
-        inputs = feature_size(self.features, channels, size) // (4 if quarter else 1)
-        self.regressor = nn.Linear(inputs, len(first))
-        start_at(self.regressor, first)
+        inputs = feature_size(self.features, channels, size)  # four sets of channels
+        self.regressor = (nn.Linear(inputs // 4, outputs) if mod90
+                          else nn.Linear(inputs, outputs // 4))
 
     def forward(self, images):
-        if self.quarter:
-            return self.regressor(split_turns(self.features(images)).amax(dim=1))
-        # quarter r of the cells: how upright the picture would be, were it turned by r quarters
-        return self.regressor(seen_from_each_turn(self.features(images))).flatten(1)
+        pooled = self.features(images)
+        if self.mod90:
+            return self.regressor(split_turns(pooled).amax(dim=1))
+        # quarter r of the bins: how upright the picture would be, were it turned by r quarters
+        return self.regressor(turned_copies(pooled)).flatten(1)
+
+    def start_at(self, logits):
+        """Predict `logits` (outputs,) always; without mod90 their first quarter, 4 times."""
+        nn.init.zeros_(self.regressor.weight)
+        with torch.no_grad():
+            self.regressor.bias.copy_(logits[:self.regressor.out_features])
 
 
-def start_at(layer, identity):
-    """Let a fresh last layer answer `identity` (num_params,) whatever comes in: zero weights, and that as its bias."""
-    nn.init.zeros_(layer.weight)
-    with torch.no_grad():
-        layer.bias.copy_(identity)
+@dataclass(frozen=True)
+class Localization:
+    """One row: how a network is built, and what it needs."""
+
+    build: Callable  # (channels, size, outputs, width) -> nn.Module
+    scalable: bool = True  # has a width
+    angle_span: float | None = None  # radians its bins cover: it predicts bins of the angle only
+    needs_invariance: bool = False  # of the classifier, to the turns that it cannot tell apart
+
+
+LOCALIZATIONS = {
+    "tutorial": Localization(lambda c, size, n, width: TutorialLocalization(c, size, n), False),
+    "compact": Localization(lambda c, size, n, width: CompactLocalization(c, size, n), False),
+    "light": Localization(LightLocalization),
+    "p4": Localization(P4Localization, angle_span=2 * math.pi),
+    "p4_mod90": Localization(lambda *args: P4Localization(*args, mod90=True),
+                             angle_span=math.pi / 2, needs_invariance=True),
+}

@@ -3,25 +3,31 @@
 import torch
 import torch.nn.functional as F
 
+PADDING_MODES = ("zeros", "border", "reflection")
+INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
+
 
 def sample(images, grid, padding_mode="zeros", interpolation="bilinear", supersample=1):
-    """Read `images` (B, C, H, W) at `grid` (B, k*H', k*W', 2): warped images (B, C, H', W'), k = supersample.
+    """Read `images` (B, C, H, W) at `grid` (B, k*H', k*W', 2): warped images (B, C, H', W').
 
     grid: input coordinates (x, y), [-1, 1] spanning the picture edge to edge (align_corners=False).
-    padding_mode: "zeros", "border" or "reflection" for what lies outside. interpolation: "bilinear" or "bicubic".
-    supersample: k samples per output pixel and axis, averaged; prevents aliasing where the transform shrinks.
+    padding_mode: what lies outside, one of PADDING_MODES. interpolation: one of INTERPOLATIONS.
+    supersample: k samples per output pixel and axis, averaged: no aliasing where the map shrinks.
 
-    The grid must be float32 or finer: a bfloat16 coordinate near 1 is off by up to 1/16 pixel at 32 pixels.
-    So the sampler steps out of autocast and works in the grid's precision.
+    The result has the images' dtype, half precision included. Coordinates must be float32 or finer
+    (TypeError): a bfloat16 one near 1 is off by up to 1/16 pixel at 32 pixels. So the sampler steps
+    out of autocast and works in the grid's precision.
     """
     if grid.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"grid: {grid.dtype} is too coarse for coordinates; must be float32 or float64")
+        raise TypeError(f"grid: {grid.dtype} is too coarse for coordinates; must be float32 or "
+                        "float64")
     with torch.autocast(grid.device.type, enabled=False):
-        warped = F.grid_sample(images.to(grid.dtype), grid, mode=interpolation, padding_mode=padding_mode,
-                               align_corners=False)
-        return F.avg_pool2d(warped, supersample) if supersample > 1 else warped
+        warped = F.grid_sample(images.to(grid.dtype), grid, mode=interpolation,
+                               padding_mode=padding_mode, align_corners=False)
+        warped = F.avg_pool2d(warped, supersample) if supersample > 1 else warped
+    return warped.to(images.dtype)
 
 
 def outside_share(grid):
-    """Share of `grid`'s points (B, H, W, 2) that lie outside the picture, per image: (B,), in [0, 1]."""
+    """Share of `grid`'s points (B, H, W, 2) outside the picture, per image: (B,), in [0, 1]."""
     return (grid.abs() > 1).any(dim=-1).float().mean(dim=(1, 2))

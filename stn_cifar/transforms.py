@@ -1,63 +1,73 @@
-"""Transformer families: from unconstrained parameters to theta to a sampling grid (the grid generator).
+"""Transformer families: parameters -> theta -> sampling grid (the grid generator).
 
-Convention, everywhere: theta maps OUTPUT coordinates to INPUT coordinates, both in [-1, 1], (x, y) order, with
-align_corners=False (-1 and 1 are the outer edges of the corner pixels). So a scale above 1 zooms out, a shift of
-(0.5, 0) moves the picture's content half a half-width to the LEFT, and a positive angle turns the content
-counter-clockwise as seen on the screen (y points down). Images are square; on others a rotation would shear.
+Convention, everywhere:
+    theta maps OUTPUT coordinates to INPUT coordinates, both in [-1, 1], (x, y) order, with
+    align_corners=False: -1 and 1 are the outer edges of the corner pixels. So
+    - a scale above 1 zooms out,
+    - a shift of (0.5, 0) moves the picture's content half a half-width to the LEFT,
+    - a positive angle turns the content counter-clockwise as seen on the screen (y points down).
+    On pictures that are not square a rotation shears, as both axes are of length 2.
 
-Source: Jaderberg et al. 2015, "Spatial Transformer Networks", arXiv 1506.02025, equations 1, 3 and section 3.2.
+Source: Jaderberg et al. 2015, "Spatial Transformer Networks", arXiv 1506.02025, equations 1 and 3,
+section 3.2.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import wraps
 from typing import NamedTuple
 
 import torch
 
 TPS_POINTS = 4  # control points along each side: 4 x 4 by default
-MAX_TILT = 0.45  # bound on the two perspective terms: keeps the horizon outside the picture (denominator >= 0.1)
+# bound on the two perspective terms: keeps the horizon outside the picture (denominator >= 0.1)
+MAX_TILT = 0.45
 
 
 @dataclass(frozen=True)
 class Family:
-    """One row of the table: how parameters (B, num_params) become theta, and theta a grid (B, H, W, 2)."""
+    """A row of the table: parameters (B, num_params) to theta, and theta to a grid (B, H, W, 2)."""
 
     name: str
     num_params: int
-    start: tuple[float, ...]  # the parameters of the identity
+    identity_params: tuple[float, ...]
     to_theta: Callable
     to_grid: Callable
     is_matrix: bool = True  # theta is a matrix: it composes and inverts
 
     def identity(self):
-        """Parameters (num_params,) of the exact identity: what a fresh localization network puts out."""
-        return torch.tensor(self.start, dtype=torch.float32)
+        """Parameters (num_params,) of the exact identity."""
+        return torch.tensor(self.identity_params, dtype=torch.float32)
 
     def theta(self, params):
-        """theta of `params` (B, num_params): (B, 2, 3), projective (B, 3, 3), tps (B, control points, 2)."""
+        """theta of `params` (B, num_params).
+
+        (B, 2, 3); projective (B, 3, 3); tps (B, control points, 2).
+        """
         if params.ndim != 2 or params.shape[1] != self.num_params:
-            raise ValueError(f"params: shape {tuple(params.shape)}; {self.name} needs (B, {self.num_params})")
+            raise ValueError(f"params: shape {tuple(params.shape)}; {self.name} needs "
+                             f"(B, {self.num_params})")
         return self.to_theta(params)
 
     def grid(self, params, size):
-        """Sampling grid (B, H, W, 2) in input coordinates for an output of `size`: an int, or (H, W)."""
+        """Sampling grid (B, H, W, 2), input coordinates, for an output of `size`: int or (H, W)."""
         return self.grid_of(self.theta(params), size)
 
     def grid_of(self, theta, size):
-        """Sampling grid (B, H, W, 2) of `theta` (as `theta` gives it), in its precision, even under autocast."""
+        """Sampling grid (B, H, W, 2) of `theta`, in its precision even under autocast."""
         height, width = (size, size) if isinstance(size, int) else size
-        with torch.autocast(theta.device.type, enabled=False):  # bf16 coordinates would be off by up to 1/16 pixel
+        # bf16 coordinates would be off by up to 1/16 pixel
+        with torch.autocast(theta.device.type, enabled=False):
             return self.to_grid(theta, height, width)
 
 
-# ---- parameters -> theta ----------------------------------------------------------------------------------------
+# ---- parameters -> theta -------------------------------------------------------------------------
 
 
 def _rows(*entries):
     """Matrix (B, rows, 3) from its entries (B,), row by row."""
-    return torch.stack(entries, dim=1).reshape(len(entries[0]), -1, 3)
+    return torch.stack(entries, dim=1).reshape(entries[0].shape[0], -1, 3)
 
 
 def _translation(params):
@@ -94,25 +104,29 @@ def _affine(params):
 
 
 def _projective(params):
-    """[[a, b, c], [d, e, f], [g, h, 1]]; params: a to f as in affine, then two that tanh bounds to |g|, |h| < 0.45.
+    """[[a, b, c], [d, e, f], [g, h, 1]]; params: a to f as in affine, then the two tilts.
 
-    The denominator g x + h y + 1 then stays above 0.1 inside the picture, whatever the parameters.
+    tanh bounds these to |g|, |h| < 0.45. The denominator g x + h y + 1 then stays above 0.1
+    inside the picture, whatever the parameters.
     """
     tilt = MAX_TILT * params[:, 6:].tanh()
     return torch.cat([params[:, :6], tilt, torch.ones_like(tilt[:, :1])], dim=1).reshape(-1, 3, 3)
 
 
 def _tps(params):
-    """Where each of the K control points is sampled, (B, K, 2); params: its displacement (x, y) in half-widths."""
-    displacement = params.reshape(len(params), -1, 2)
+    """Where each of the K control points is sampled, (B, K, 2).
+
+    params: its displacement (x, y) in half-widths.
+    """
+    displacement = params.reshape(params.shape[0], -1, 2)
     return control_points(TPS_POINTS, params.dtype, params.device) + displacement
 
 
-# ---- theta -> grid ----------------------------------------------------------------------------------------------
+# ---- theta -> grid -------------------------------------------------------------------------------
 
 
-# Planar inside, all x then all y: one matrix product for the whole batch, and cheap gradients. As (B, H, W, 2) it is
-# then a permuted view, which grid_sample takes as it is.
+# Planar inside, all x then all y: one matrix product for the whole batch, and cheap gradients.
+# As (B, H, W, 2) it is then a permuted view, which grid_sample takes as it is.
 
 
 def _as_grid(planes, height, width):
@@ -128,22 +142,44 @@ def _affine_grid(theta, height, width):
 def _projective_grid(theta, height, width):
     points = _output_points(height, width, theta.dtype, theta.device)
     x, y, w = (row @ points.T for row in theta.unbind(1))  # (B, H*W) each
-    # composed maps may bring the horizon in; points beyond it are pushed far outside instead of turning inside out
+    # composed maps may bring the horizon in: points beyond it are pushed far outside instead of
+    # turning inside out
     w = w.clamp_min(1e-3)
     return _as_grid(torch.stack([x / w, y / w], dim=1), height, width)
 
 
 def _tps_grid(theta, height, width):
     side, kind = math.isqrt(theta.shape[1]), (theta.dtype, theta.device)
-    still = _output_points(height, width, *kind)[:, :2].T  # (2, H*W)
+    identity = _output_points(height, width, *kind)[:, :2].T  # (2, H*W)
     # displacements apart from where they start, so that none at all is the exact identity
-    displacement = (theta - control_points(side, *kind)).transpose(1, 2).reshape(-1, side * side)  # (B*2, K)
-    displaced = (displacement @ _tps_weights(side, height, width, *kind).T).reshape(-1, 2, height * width)
-    return _as_grid(still + displaced, height, width)
+    displacement = (theta - control_points(side, *kind)).transpose(1, 2)
+    displacement = displacement.reshape(-1, side * side)  # (B*2, K)
+    displaced = displacement @ _tps_weights(side, height, width, *kind).T
+    return _as_grid(identity + displaced.reshape(-1, 2, height * width), height, width)
 
 
-@cache  # never dropped: a captured graph reads the same memory for ever
-@torch.inference_mode(False)  # a tensor cached under inference mode could never take part in training
+def _constant(make):
+    """Make a tensor once for each set of arguments, and keep it.
+
+    Kept are plain tensors only: a FakeTensor, as torch.export makes them, is of no use afterwards.
+    """
+    kept = {}
+
+    @wraps(make)
+    @torch.compiler.assume_constant_result
+    def made(*args):
+        if args not in kept:
+            with torch.inference_mode(False):  # or it could never take part in training
+                tensor = make(*args)
+            if type(tensor) is not torch.Tensor:
+                return tensor
+            kept[args] = tensor
+        return kept[args]
+
+    return made
+
+
+@_constant
 def _output_points(height, width, dtype, device):
     """Homogeneous centres (x, y, 1) of the output pixels, (H*W, 3)."""
     # made by additions alone: autocast, which may be on at the first call, coarsens matrix products
@@ -153,10 +189,9 @@ def _output_points(height, width, dtype, device):
     return torch.stack([x, y, torch.ones_like(x)], dim=-1).reshape(-1, 3).to(device, dtype)
 
 
-@cache
-@torch.inference_mode(False)
+@_constant
 def control_points(side, dtype=torch.float64, device="cpu"):
-    """The side x side control points (x, y) of a thin plate spline on [-1, 1]^2, (side^2, 2), row by row."""
+    """The control points (x, y) of a thin plate spline on [-1, 1]^2, (side^2, 2), row by row."""
     axis = torch.linspace(-1, 1, side, dtype=torch.float64)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     return torch.stack([x, y], dim=-1).reshape(-1, 2).to(device, dtype)
@@ -168,12 +203,12 @@ def _tps_kernel(a, b):
     return torch.xlogy(r2, r2)
 
 
-@cache
-@torch.inference_mode(False)
+@_constant
 def _tps_weights(side, height, width, dtype, device):
-    """Matrix (H*W, K) from control values to values at the output pixels; solved once in float64 (Bookstein 1989).
+    """Matrix (H*W, K) from control values to values at the output pixels (Bookstein 1989).
 
-    A spline is linear in the values at its control points, so the whole grid generator is one matrix product.
+    Solved once, in float64. A spline is linear in the values at its control points, so the whole
+    grid generator is one matrix product.
     """
     points = control_points(side)
     count = len(points)
@@ -183,7 +218,8 @@ def _tps_weights(side, height, width, dtype, device):
     system[:count, count:] = torch.cat([ones, points], dim=1)
     system[count:, :count] = system[:count, count:].T
     pixels = _output_points(height, width, torch.float64, torch.device("cpu"))[:, :2]
-    basis = torch.cat([_tps_kernel(pixels, points), torch.ones(len(pixels), 1, dtype=torch.float64), pixels], dim=1)
+    ones = torch.ones(len(pixels), 1, dtype=torch.float64)
+    basis = torch.cat([_tps_kernel(pixels, points), ones, pixels], dim=1)
     return torch.linalg.solve(system, basis, left=False)[:, :count].to(device, dtype)
 
 
@@ -196,26 +232,28 @@ FAMILIES = {
         Family("similarity", 4, (0, 0, 0, 0), _similarity, _affine_grid),
         Family("affine", 6, (1, 0, 0, 0, 1, 0), _affine, _affine_grid),
         Family("projective", 8, (1, 0, 0, 0, 1, 0, 0, 0), _projective, _projective_grid),
-        Family("tps", 2 * TPS_POINTS**2, (0,) * (2 * TPS_POINTS**2), _tps, _tps_grid, is_matrix=False),
+        Family("tps", 2 * TPS_POINTS**2, (0,) * (2 * TPS_POINTS**2), _tps, _tps_grid,
+               is_matrix=False),
     )
 }
 
 
-# ---- measuring grids --------------------------------------------------------------------------------------------
+# ---- measures of grids ---------------------------------------------------------------------------
 
 
 def identity_grid(grid):
-    """The identity's sampling grid (1, H, W, 2) of the same size, dtype and device as `grid` (B, H, W, 2)."""
+    """The identity's grid (1, H, W, 2), of the size, dtype and device of `grid` (B, H, W, 2)."""
     _, height, width, _ = grid.shape
-    return _output_points(height, width, grid.dtype, grid.device)[:, :2].reshape(1, height, width, 2)
+    points = _output_points(height, width, grid.dtype, grid.device)[:, :2]
+    return points.reshape(1, height, width, 2)
 
 
-def spread(grid):
-    """Mean squared distance of a grid's points (B, H, W, 2) from their centre, (B,): its size, squared."""
+def mean_square_radius(grid):
+    """Mean squared distance of a grid's points (B, H, W, 2) from their centre: (B,)."""
     return (grid - grid.mean(dim=(1, 2), keepdim=True)).square().sum(-1).mean(dim=(1, 2))
 
 
-# ---- working with matrices --------------------------------------------------------------------------------------
+# ---- working with matrices -----------------------------------------------------------------------
 
 
 def homogeneous(theta):
@@ -223,7 +261,8 @@ def homogeneous(theta):
     if theta.shape[-2:] == (3, 3):
         return theta
     if theta.shape[-2:] != (2, 3):
-        raise ValueError(f"theta: shape {tuple(theta.shape)} is no matrix family's; need (B, 2, 3) or (B, 3, 3)")
+        raise ValueError(f"theta: shape {tuple(theta.shape)} is no matrix family's; must be "
+                         "(B, 2, 3) or (B, 3, 3)")
     zero = torch.zeros_like(theta[..., :1, :2])
     return torch.cat([theta, torch.cat([zero, torch.ones_like(zero[..., :1])], dim=-1)], dim=-2)
 
@@ -231,7 +270,8 @@ def homogeneous(theta):
 def compose(outer, inner):
     """The map p -> outer(inner(p)), in the shape of the wider of the two; bottom-right entry 1.
 
-    Sampling by `outer` and then, from the result, by `inner` equals sampling once by compose(outer, inner).
+    Sampling by `outer` and then, from the result, by `inner` equals sampling once by
+    compose(outer, inner).
     """
     product = homogeneous(outer) @ homogeneous(inner)
     if outer.shape[-2] == inner.shape[-2] == 2:
@@ -248,13 +288,16 @@ def inverse(theta):
 
 
 def apply(theta, points):
-    """Where theta (B, 2, 3) or (B, 3, 3) sends `points` (B, H, W, 2) or (1, H, W, 2): (B, H, W, 2)."""
+    """Where theta (B, 2, 3) or (B, 3, 3) sends `points` (B or 1, H, W, 2): (B, H, W, 2)."""
     moved = points @ theta[:, None, :, :2].transpose(2, 3) + theta[:, None, None, :, 2]
     return moved if theta.shape[1] == 2 else moved[..., :2] / moved[..., 2:].clamp_min(1e-3)
 
 
 class Pose(NamedTuple):
-    """theta taken apart, each (B,): A = R(angle) [[scale_x, scale_x * shear], [0, scale_y]], then the shift."""
+    """theta taken apart, each (B,).
+
+    A = R(angle) [[scale_x, scale_x * shear], [0, scale_y]], then the shift.
+    """
 
     angle: torch.Tensor  # radians, in (-pi, pi]
     scale_x: torch.Tensor
@@ -270,7 +313,7 @@ class Pose(NamedTuple):
 
 
 def decompose(theta):
-    """Pose of theta (B, 2, 3); of (B, 3, 3), the affine part at the picture's centre (first-order there)."""
+    """Pose of theta (B, 2, 3); of (B, 3, 3), of its derivative at the picture's centre."""
     if theta.shape[-2:] == (3, 3):
         centre = theta[:, :2, 2:] / theta[:, 2:, 2:]
         # derivative of the projective map at (0, 0)
@@ -278,4 +321,5 @@ def decompose(theta):
         theta = torch.cat([linear, centre], dim=2)
     (a, b, tx), (c, d, ty) = (row.unbind(-1) for row in theta.unbind(-2))
     scale_x = torch.hypot(a, c)
-    return Pose(torch.atan2(c, a), scale_x, (a * d - b * c) / scale_x, (a * b + c * d) / scale_x.square(), tx, ty)
+    scale_y, shear = (a * d - b * c) / scale_x, (a * b + c * d) / scale_x.square()
+    return Pose(torch.atan2(c, a), scale_x, scale_y, shear, tx, ty)

@@ -1,4 +1,4 @@
-"""What several test files share: a small data set, and a process left as it was found."""
+"""What several test files share: small data sets, and how hypothesis searches."""
 
 import pytest
 import torch
@@ -6,29 +6,25 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, settings
 
 from stn_cifar.data import Data, Split
-from stn_cifar.glyphs import CLASSES, make_glyphs
+from stn_cifar.data.glyphs import CLASSES, make_glyphs
 
 # a busy machine is no fault of the code, and a failing example must come again
-settings.register_profile("stn_cifar", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("stn_cifar", deadline=None, derandomize=True,
+                          suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("stn_cifar")
-
-
-@pytest.fixture(autouse=True)
-def denormal_numbers_are_back_after_each_test():
-    """fit switches them off for the whole process, which hypothesis' floating point strategies would notice."""
-    yield
-    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")
 def glyph_data():
-    """glyphs in small: with batches of 64 the last of the 203 training images are a ragged batch of 11."""
-    train, val, test = (Split(*make_glyphs(count, seed)) for seed, count in enumerate((203, 57, 130)))
+    """Few glyphs: with batches of 64, the last of the 203 training images are a batch of 11."""
+    train, val, test = (Split(*make_glyphs(count, seed))
+                        for seed, count in enumerate((203, 57, 130)))
     return Data(train, val, test, CLASSES, "glyphs")
 
 
 @pytest.fixture
 def photos():
-    """Six uint8 pictures (6, 3, 32, 32), smooth, so that turning them changes little but the place of things."""
+    """Six uint8 images (6, 3, 32, 32), smooth, so that turning them moves things and no more."""
     noise = torch.rand(6, 3, 6, 6, generator=torch.Generator().manual_seed(0))
-    return (F.interpolate(noise, size=(32, 32), mode="bicubic").clamp(0, 1) * 255).to(torch.uint8)
+    images = F.interpolate(noise, size=(32, 32), mode="bicubic").clamp(0, 1)
+    return (images * 255).to(torch.uint8)

@@ -1,102 +1,107 @@
-"""The benchmarks run, in a tiny form, and leave a record from which README's tables are made. Nothing is timed."""
+"""The benchmarks run, in a tiny form, and leave a record of which the page is made. Not timed."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from stn_cifar import __main__ as command_line
-from stn_cifar import report
+from experiments.bench import arms, children, loops, run, speed
+from experiments.records import RecordError
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmarks import children, growth, loops, measures, run  # beside the package, not in it
+ROOT = Path(__file__).resolve().parents[1]
+PLAIN, OURS = "tutorial's loop, no workers", "ours"
 
 
 @pytest.fixture(autouse=True)
-def few_processes(monkeypatch):
-    """One size and one round: starting a process takes seconds."""
-    monkeypatch.setattr(run, "QUICK", run.QUICK | dict(rounds=1, batch_sizes=(8,), image_sizes=()))
+def one_round(monkeypatch):
+    """Starting a process takes seconds."""
+    monkeypatch.setattr(run, "QUICK", run.QUICK | dict(rounds=1))
 
 
-def bench(tmp_path, *names):
-    assert command_line.main(["bench", "--quick", "--device", "cpu", "--results", str(tmp_path), "--images",
-                              str(tmp_path), *names]) == 0
-    path, = tmp_path.glob("bench-*.json")
-    record = json.loads(path.read_text(encoding="utf-8"))
-    assert list(record["benchmarks"]) == [name for name in run.BENCHMARKS if name in names]
-    for result in record["benchmarks"].values():
-        assert result["quick"] and {"rounds", "versions", "date", "dataset", "tables"} <= set(result)
-        for table in result["tables"]:
-            assert all(len(row) == len(table["columns"]) for row in table["rows"])
-    return record["benchmarks"]
+def test_families_are_measured_and_told_relative_to_affine(tmp_path):
+    path = run.run(["families"], tmp_path, quick=True, device="cpu")
+    assert path.parent == tmp_path / "speed" and [path] == list(path.parent.iterdir())
+    record = speed.read(path)
+    assert "CPU core" in record["machine"] and list(record["benchmarks"]) == ["families"]
+    assert {"versions", "date", "threads", "dataset"} <= set(record["benchmarks"]["families"])
+    table = speed.families(record["benchmarks"]["families"])
+    assert "| affine | " in table and table.count(" ms |") == 2
+    run.run(["families"], tmp_path, quick=True, device="cpu")  # again: replaced, not added
+    assert [path] == list(path.parent.iterdir())
 
 
-def test_warps_and_antialiasing_make_tables_that_report_puts_into_readme(tmp_path):
-    found = bench(tmp_path, "families", "antialias")
-    assert [row[0] for row in found["families"]["tables"][0]["rows"]][4] == "affine"
-    assert len(found["antialias"]["rms_grey_levels"]["plain bilinear"]) == len(run.QUICK["scales"])
-    tables = report.bench_tables(tmp_path)
-    assert tables.startswith("Measured on ") and "| affine |" in tables and "| plain bilinear |" in tables
-    assert report.load_results(tmp_path) == []  # they are no runs
-    bench(tmp_path, "families", "antialias")  # again: replaced, not added
-    readme, notebook = tmp_path / "README.md", ROOT / "notebooks" / "stn_cifar10.ipynb"
-    readme.write_text("".join(f"<!-- {name}: python -m stn_cifar report -->OLD<!-- end of {name} -->"
-                              for name in ("results", "colab", "bench")), encoding="utf-8")
-    report.write_report(readme, tmp_path, notebook)
-    assert tables.splitlines()[-1] in readme.read_text(encoding="utf-8") and "OLD" not in readme.read_text("utf-8")
+def test_a_loop_is_measured_in_a_process_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(loops, "LOOPS", {PLAIN: loops.LOOPS[PLAIN]})
+    path = run.run(["loops"], tmp_path, quick=True, device="cpu")
+    found = speed.read(path)["benchmarks"]["loops"]
+    (name, (one,)), = found["raw"].items()
+    assert name == PLAIN and one["images"] == 32 and one["seconds"] > one["data_seconds"] > 0
+    assert 8e6 < found["flops_per_image"] < 16e6  # by hand: 11 million, most in two convolutions
+    assert speed.loop_cells(found)[0]["times the tutorial's better"] == "1.00"
 
 
-def test_loops_are_measured_in_processes_of_their_own(tmp_path, monkeypatch):
-    some = (loops.TUTORIAL_LOOPS[0], "ours")
-    monkeypatch.setattr(loops, "LOOPS", {name: loops.LOOPS[name] for name in some})
-    monkeypatch.setattr(loops, "TUTORIAL_LOOPS", some[:1])
-    marks = {"total": 3.0, "imports": 2.0}
-    monkeypatch.setattr(loops, "start_ups", lambda settings: {"tutorial": [marks], "ours": [marks]})
-    found = bench(tmp_path, "loops")["loops"]
-    assert {name: len(rounds) for name, rounds in found["raw"].items()} == dict.fromkeys(some, 1)
-    for each in found["raw"]["ours"]:
-        assert each["images"] == 32 and each["seconds"] > 0 and each["peak_mb"] > 50 and each["data_seconds"] > 0
-    # by hand: 11 million, most of it in the two first convolutions
-    assert 8e6 < found["flops_per_image"] < 16e6
-    assert not list(tmp_path.glob("tmp*"))  # the checkpoints that were written are gone
+def test_ours_is_fit_whose_epochs_are_rounds():
+    class Enough(Exception):
+        pass
+
+    def answer(result):
+        rounds.append(result)
+        if len(rounds) == 2:
+            raise Enough
+
+    rounds = []
+    with pytest.raises(Enough):
+        arms.ours(answer, steps=2, count=40, dataset="glyphs", batch_size=16, device="cpu")
+    assert all(one["images"] == 32 and one["seconds"] > 0 for one in rounds)
 
 
-def test_a_point_of_growth_and_its_figure(tmp_path):
-    point, = bench(tmp_path, "growth")["growth"]["points"]
-    assert point["batch_size"] == 8 and point["peak_mb"] > 0 and (tmp_path / "cost.png").stat().st_size > 1000
-    more = [point | dict(image_size=64)]
-    assert len(growth.figure([point, *more], "title").axes) == 3
+def test_the_numbers_are_those_of_the_rounds():
+    rounds = [dict(seconds=seconds, images=600, precision="fp32", peak_mb=100.0, data_seconds=0.5)
+              for seconds in (1.0, 2.0, 3.0)]
+    result = dict(raw={PLAIN: rounds, OURS: [dict(rounds[0], seconds=0.5)]}, flops_per_image=1e6,
+                  ceilings=dict(fp32={"matrix product": [6e9], "convolution": [3e9]}))
+    plain, ours = speed.loop_cells(result)
+    assert plain["images/s"] == "300 (200 to 600)" and ours["images/s"] == "1,200 (1,200 to 1,200)"
+    assert ours["times the tutorial's better"] == "4.00" and plain["waiting for data"] == "25.0 %"
+    assert plain["share of the ceiling"] == "5.0 %" and plain["peak memory, MB"] == "100"
 
 
-def test_each_rung_of_the_ladder_is_one_measure_more_and_the_top_is_ours():
-    rungs, top = measures.ladder("bf16")
-    steps = list(rungs.values())
-    assert steps[-1] == top == dict(arm="plain", data="resident", channels_last=True, precision="bf16", flush=True,
-                                    item=False)
-    assert measures.ladder("fp32")[1]["precision"] == "fp32"
-    assert all(sum(options.get(key) != top.get(key) for key in options) == 1  # one change each
-               for options in measures.variants(top).values())
+def test_a_damaged_record_is_told_and_a_benchmark_makes_it_anew(tmp_path, monkeypatch):
+    path = tmp_path / "speed" / "x.json"
+    path.parent.mkdir()
+    for content in ("", "[]", "{}", '{"machine": 1, "benchmarks": []}'):
+        path.write_text(content)
+        with pytest.raises(RecordError, match=r"x\.json: is no record of a benchmark"):
+            speed.load(path.parent)
+        run.keep(path, "a machine", "loops", dict(raw={}))
+        assert speed.read(path) == dict(machine="a machine", benchmarks=dict(loops=dict(raw={})))
+
+
+def test_the_record_here_makes_a_page_and_numbers():
+    found = speed.load(ROOT / "results" / "speed")
+    page = speed.page(found)
+    for kind, record in found.items():
+        assert f"\n## {kind}\n" in page and kind == run.kind_of(record["machine"])
+        assert speed.numbers(found)[f"speed.md#{kind}", OURS, "images/s"] in page
+        assert json.dumps(record).count("null") == json.dumps(record).count('"peak_mb": null')
 
 
 def test_a_process_that_fails_is_told_with_its_last_words(tmp_path, monkeypatch):
+    monkeypatch.setattr(children, "ROOT", tmp_path)  # where there are no benchmarks
     monkeypatch.chdir(tmp_path)
-    child = children.Child({}, env=dict(PYTHONPATH=str(tmp_path)))  # where there are no benchmarks
-    with pytest.raises(children.Failed, match="No module named"):
-        child.answer()
-    child.end()
+    with pytest.raises(children.Failed, match="No module named"), children.started(dict(a={})):
+        pass
 
 
-def test_without_the_repository_it_says_where_the_benchmarks_are(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command_line, "__file__", str(tmp_path / "site-packages" / "stn_cifar" / "__main__.py"))
-    assert command_line.main(["bench"]) == 2
-    assert "in the repository" in capsys.readouterr().err
+def test_an_unknown_benchmark_is_told_with_those_there_are(tmp_path):
+    with pytest.raises(ValueError, match="benchmark: 'lops'; must be one of loops, families"):
+        run.run(["lops"], tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("machine, slug", [
-    ("2 CPU cores, Intel(R) Xeon(R) Processor", "2-core-xeon"), ("8 CPU cores, Apple M2", "8-core-apple-m2"),
-    ("NVIDIA H200", "nvidia-h200"), ("4 CPU cores, ", "4-core-cpu")])
-def test_the_machine_kind_is_a_short_part_of_a_file_name(machine, slug):
-    assert run.slug(machine) == slug
+@pytest.mark.parametrize("machine, kind", [
+    ("2 CPU cores, Intel(R) Xeon(R) Processor", "2-core-xeon"),
+    ("8 CPU cores, Apple M2", "8-core-apple-m2"), ("NVIDIA H200", "nvidia-h200"),
+    ("1 CPU core, AMD EPYC 9B14", "1-core-epyc"), ("4 CPU cores, ", "4-core-cpu")])
+def test_the_kind_of_machine_is_a_short_part_of_a_file_name(machine, kind):
+    assert run.kind_of(machine) == kind

@@ -1,7 +1,7 @@
-"""What a person sees: headless Chromium drives JupyterLab over the notebook, and opens the exported page.
+"""What a person sees: headless Chromium drives JupyterLab over the notebook, and opens the page.
 
-Needs the extra `browser` and a Chromium (`.ci/run` sees to both); is skipped, and says so, without them. Screenshots go
-to build/browser/, for people to look at.
+Needs the extra `browser` and a Chromium (`.ci/run` sees to both); is skipped, and says so, without
+them. Screenshots go to build/browser/, for people to look at.
 """
 
 import contextlib
@@ -20,28 +20,30 @@ import nbformat
 import pytest
 import torch
 
-from stn_cifar.config import Config
-from stn_cifar.film import Film
-from stn_cifar.stn import build_model
+from stn_cifar import Config, build_model, plots
 
 pytestmark = pytest.mark.browser
-playwright = pytest.importorskip("playwright.sync_api", reason='no playwright: pip install -e ".[test,browser]"')
-pytest.importorskip("jupyterlab", reason='no JupyterLab: pip install -e ".[test,browser]"')
+INSTALL = 'missing: pip install -e ".[test,browser]"'
+playwright = pytest.importorskip("playwright.sync_api", reason=f"playwright {INSTALL}")
+pytest.importorskip("jupyterlab", reason=f"JupyterLab {INSTALL}")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-CHROMIUM = os.environ.get("STN_CIFAR_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+FOUND = [os.environ.get("STN_CIFAR_CHROMIUM"), *map(shutil.which, NAMES)]
+CHROMIUM = next(filter(None, FOUND), None)
 if CHROMIUM is None:
-    pytest.skip("no Chromium: install one, or name it in STN_CIFAR_CHROMIUM", allow_module_level=True)
+    pytest.skip("no Chromium: install one, or name it in STN_CIFAR_CHROMIUM",
+                allow_module_level=True)
 
 ROOT = Path(__file__).parents[1]
 SHOTS = ROOT / "build" / "browser"
 EPOCHS = 6
 # a tenth of the glyphs: enough to watch an epoch go by
 SMALL_GLYPHS = """
-import stn_cifar.data, stn_cifar.glyphs
-stn_cifar.data.make_glyphs = lambda count, seed: stn_cifar.glyphs.make_glyphs(count // 10, seed)
+from stn_cifar.data import glyphs
+make_all = glyphs.make_glyphs
+glyphs.make_glyphs = lambda count, seed: make_all(count // 10, seed)
 """
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,7 @@ def browser():
 
 @contextlib.contextmanager
 def opened(browser, address, **options):
-    """A page at `address` on which nothing from other machines is let in, and no script may fail."""
+    """A page at `address`, onto which other machines are not let, and no script may fail."""
     context = browser.new_context(viewport=dict(width=1200, height=900), **options)
     page = context.new_page()
     page.set_default_timeout(60_000)
@@ -74,23 +76,33 @@ def opened(browser, address, **options):
 def film(glyph_data):
     """Three epochs of a transformer that turns further each time, by a quarter."""
     model = build_model(Config(device="cpu", transform="rotation"))
-    film = Film(model, glyph_data)
+    film = plots.Film(model, glyph_data)
     for epoch in (1, 2, 3):
         with torch.no_grad():
-            model.localization.regressor[-1].bias.fill_(epoch * torch.pi / 2)
+            model.transformer.localization.regressor[-1].bias.fill_(epoch * torch.pi / 2)
         film(model, [dict(train_accuracy=0.1 * k) for k in range(epoch)])
     return film
 
 
 def page_of(folder, *parts):
     path = folder / "page.html"
-    path.write_text("<!doctype html><meta charset=utf-8><title>page</title>" + "\n".join(parts), encoding="utf-8")
+    head = "<!doctype html><meta charset=utf-8><title>page</title>"
+    path.write_text(head + "\n".join(parts), encoding="utf-8")
     return path.as_uri()
 
 
 def shot(locator):
     """What is seen of `locator`, as PNG."""
     return locator.screenshot(animations="disabled")
+
+
+# a list to which the texts that some elements get are added, however late this test looks
+WATCH = """elements => {
+  const told = [];
+  for (const element of elements)
+    new MutationObserver(() => told.push(element.textContent)).observe(element, {childList: true});
+  return told;
+}"""
 
 
 def test_slider_keys_and_button_move_one_player_and_not_the_other(browser, film, tmp_path):
@@ -111,23 +123,25 @@ def test_slider_keys_and_button_move_one_player_and_not_the_other(browser, film,
         assert shot(pictures) == seen[3]
         button = first.get_by_role("button")
         assert button.inner_text() == "▶ Play"
-        button.press("Enter")  # from the end it begins anew
-        playwright.expect(first.get_by_text("epoch 0 of 3")).to_be_visible(timeout=1000)
-        assert button.inner_text() == "⏸ Pause"
-        playwright.expect(button).to_have_text("▶ Play", timeout=10_000)  # and stops at the end
-        playwright.expect(first.get_by_text("epoch 3 of 3")).to_be_visible()
+        epoch = first.get_by_text("epoch 3 of 3").element_handle()
+        told = page.evaluate_handle(WATCH, [epoch, button.element_handle()])
+        button.press("Enter")  # from the end it begins anew, and stops at the end
+        page.wait_for_function("told => told.at(-1) === '▶ Play'", arg=told)
+        assert told.json_value() == ["epoch 0 of 3", "⏸ Pause", "epoch 1 of 3", "epoch 2 of 3",
+                                     "epoch 3 of 3", "▶ Play"]
         assert shot(pictures) == seen[3] and shot(second) == still
         assert page.failures == []
 
 
-def test_untrained_the_player_shows_each_image_twice_the_same_and_then_turned(browser, film, tmp_path):
+def test_untrained_the_player_shows_each_image_twice_the_same_then_turned(browser, film, tmp_path):
     with opened(browser, page_of(tmp_path, film.player()._repr_html_())) as page:
         slider = page.get_by_role("slider")
         pair = page.locator(".pictures div").first.get_by_role("img").all()
         assert shot(pair[0]) != shot(pair[1])
         slider.fill("0")
         assert shot(pair[0]) == shot(pair[1])
-        assert page.get_by_role("img", name=f"test image: {film.classes[film.labels[0]]}").count() == 1
+        first = film.classes[film.labels[0]]
+        assert page.get_by_role("img", name=f"{film.kind} image: {first}").count() == 1
 
 
 def test_player_runs_in_a_closed_frame_as_in_colab(browser, film, tmp_path):
@@ -141,7 +155,8 @@ def test_player_runs_in_a_closed_frame_as_in_colab(browser, film, tmp_path):
 
 
 def test_without_scripts_the_last_frame_is_left(browser, film, tmp_path):
-    with opened(browser, page_of(tmp_path, film.player()._repr_html_()), java_script_enabled=False) as page:
+    address = page_of(tmp_path, film.player()._repr_html_())
+    with opened(browser, address, java_script_enabled=False) as page:
         picture = page.locator(".stn-film img")
         assert picture.is_visible() and picture.bounding_box()["width"] == 800
         assert "epoch 3" in picture.get_attribute("alt")
@@ -153,13 +168,15 @@ def test_without_scripts_the_last_frame_is_left(browser, film, tmp_path):
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """JupyterLab over a folder with the package and a short form of the notebook; gives (address, folder)."""
+    """JupyterLab over a folder with the package and a short notebook: (address, folder)."""
     folder = tmp_path_factory.mktemp("lab")
-    shutil.copytree(ROOT / "stn_cifar", folder / "stn_cifar", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "stn_cifar", folder / "stn_cifar",
+                    ignore=shutil.ignore_patterns("__pycache__"))
     notebook = nbformat.read(ROOT / "notebooks" / "stn_cifar10.ipynb", as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for name, value in dict(DATASET="glyphs", EPOCHS=EPOCHS).items():
-        code[0].source, count = re.subn(rf"(?m)^{name} = .*?(?=  #|$)", f"{name} = {value!r}", code[0].source)
+        code[0].source, count = re.subn(rf"(?m)^{name} = .*?(?=  #|$)", f"{name} = {value!r}",
+                                        code[0].source)
         assert count == 1, name
     config = next(cell for cell in code if "Config.preset" in cell.source)
     config.source = SMALL_GLYPHS + config.source
@@ -170,21 +187,24 @@ def lab(tmp_path_factory):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    own = {name: str(folder / "home") for name in ("HOME", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR",
-                                                   "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "JUPYTERLAB_SETTINGS_DIR",
-                                                   "JUPYTERLAB_WORKSPACES_DIR")}
+    own = {name: str(folder / "home")
+           for name in ("HOME", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR",
+                        "IPYTHONDIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR")}
     environment = os.environ | own | {"OMP_NUM_THREADS": "1"}
     environment.pop("PYTHONPATH", None)
-    news = folder / "home" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    news = folder / "home/@jupyterlab/apputils-extension/notification.jupyterlab-settings"
     news.parent.mkdir(parents=True)
     news.write_text('{"fetchNews": "false", "checkForUpdates": false}')  # or it asks whether to
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
-               "--ServerApp.port_retries=0", "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}"]
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root",
+               "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0",
+               "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}"]
     address, log = f"http://127.0.0.1:{port}", folder / "lab.log"
     with log.open("w") as file:
-        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=file,
+                                  stderr=subprocess.STDOUT)
     try:
-        wait_for(lambda: server.poll() is not None or answers(f"{address}/api/status"), 120, "JupyterLab to start")
+        wait_for(lambda: server.poll() is not None or answers(f"{address}/api/status"), 120,
+                 "JupyterLab to start")
         assert server.poll() is None, log.read_text()[-3000:]
         yield address, folder
     finally:
@@ -206,7 +226,7 @@ def wait_for(condition, seconds, what):
 
 @pytest.fixture(scope="module")
 def executed(browser, lab):
-    """The short form after all its cells were run in JupyterLab, as saved by JupyterLab; checks along the way."""
+    """The short form, run and saved in JupyterLab; with checks along the way."""
     address, folder = lab
     with opened(browser, f"{address}/lab/tree/notebooks/short.ipynb") as page:
         page.get_by_role("heading", level=1).first.wait_for()
@@ -217,14 +237,17 @@ def executed(browser, lab):
         page.get_by_text("Run All Cells", exact=True).click()
         page.get_by_text("training on cpu").first.wait_for(timeout=300_000)
         page.get_by_text("epoch 2/").first.wait_for(timeout=300_000)
-        look(page, page.locator(".jp-OutputArea", has=page.get_by_text("training on cpu")).first, "training")
+        training = page.locator(".jp-OutputArea", has=page.get_by_text("training on cpu")).first
+        look(page, training, "training")
         path = folder / "notebooks" / "short.ipynb"
-        wait_for(lambda: [kernel["execution_state"] for kernel in answers(f"{address}/api/kernels")] == ["idle"], 900,
-                 "all cells to be run")
+        kernels = f"{address}/api/kernels"
+        wait_for(lambda: [kernel["execution_state"] for kernel in answers(kernels)] == ["idle"],
+                 900, "all cells to be run")
         page.wait_for_timeout(1000)
         page.keyboard.press("Control+s")
-        wait_for(lambda: '"execution_count": null' not in path.read_text(), 60, "the notebook to be saved")
-        for name, heading in dict(pairs="What the transformer does", film="over the epochs").items():
+        wait_for(lambda: '"execution_count": null' not in path.read_text(), 60, "it to be saved")
+        headings = dict(setup="Setup", pairs="What the transformer does", film="over the epochs")
+        for name, heading in headings.items():
             look(page, page.get_by_role("heading", name=heading).first, name)
         check_player_in_lab(page)
         assert page.failures == []
@@ -232,7 +255,7 @@ def executed(browser, lab):
 
 
 def look(page, locator, name):
-    """Scroll to `locator`, which may take some tries while outputs above it come in, and take a picture."""
+    """Scroll to `locator`, in some tries while outputs above it come in, and take a picture."""
     for _ in range(4):
         locator.evaluate("element => element.scrollIntoView({block: 'center'})")
         page.wait_for_timeout(400)
@@ -251,7 +274,8 @@ def check_player_in_lab(page):
     assert shot(player.locator(".pictures")) != before
     page.keyboard.press("ArrowUp")
     playwright.expect(player.get_by_text(f"epoch 1 of {EPOCHS}")).to_be_visible()
-    assert page.locator(".jp-Cell.jp-mod-active").inner_text().splitlines()[0] == active.splitlines()[0]
+    after = page.locator(".jp-Cell.jp-mod-active").inner_text()
+    assert after.splitlines()[0] == active.splitlines()[0]
     look(page, player, "film-epoch-1")
 
 
@@ -265,14 +289,16 @@ def test_all_cells_run_in_jupyterlab_without_an_error(executed):
 
 
 def test_live_training_keeps_one_picture_drawn_in_place(executed):
-    cell = next(cell for cell in nbformat.read(executed, as_version=4).cells if "Live(" in cell.source)
+    cells = nbformat.read(executed, as_version=4).cells
+    cell = next(cell for cell in cells if "Live(" in cell.source)
     pictures = [output for output in cell.outputs if "image/png" in output.get("data", {})]
     assert len(pictures) == 1 and f"epoch {EPOCHS}" in pictures[0].data["text/plain"]
 
 
-def test_exported_page_has_a_player_that_moves_without_network_or_kernel(browser, executed, tmp_path):
+def test_exported_page_has_a_player_that_moves_without_a_kernel(browser, executed, tmp_path):
     page_path = tmp_path / "page.html"
-    command = [sys.executable, "-m", "nbconvert", "--to", "html", "--output", str(page_path), str(executed)]
+    command = [sys.executable, "-m", "nbconvert", "--to", "html", "--output", str(page_path),
+               str(executed)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     with opened(browser, page_path.as_uri()) as page:
@@ -288,7 +314,8 @@ def test_exported_page_has_a_player_that_moves_without_network_or_kernel(browser
 def test_a_notebook_not_trusted_shows_the_last_frame(browser, lab, executed):
     address, folder = lab
     notebook = nbformat.read(executed, as_version=4)
-    notebook.cells[0].source += "\n\nChanged by somebody else."  # so its signature is not this server's
+    # so its signature is not this server's
+    notebook.cells[0].source += "\n\nChanged by somebody else."
     nbformat.write(notebook, folder / "notebooks" / "other.ipynb")
     with opened(browser, f"{address}/lab/tree/notebooks/other.ipynb") as page:
         page.get_by_role("paragraph").filter(has_text="Changed by somebody else.").wait_for()

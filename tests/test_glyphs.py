@@ -1,4 +1,4 @@
-"""The data set `glyphs`: its pose is checked against scipy.ndimage, which knows nothing of grid_sample."""
+"""glyphs: their poses are checked against scipy.ndimage, which knows nothing of grid_sample."""
 
 from pathlib import Path
 
@@ -9,15 +9,15 @@ import torch
 from matplotlib.ft2font import FT2Font
 from scipy import ndimage, stats
 
-from stn_cifar import glyphs
-from stn_cifar.glyphs import CLASSES, FONTS, GLYPH_RADIUS, MAX_ANGLE, MAX_SCALE, MAX_SHIFT, MIN_SCALE
+from stn_cifar.data import glyphs
+from stn_cifar.data.glyphs import CLASSES, FONTS, GLYPH_RADIUS, MAX_ANGLE, MAX_SHIFT
 
 SIZE = 32
 
 
 @pytest.fixture(scope="module")
 def sample():
-    """300 pictures as (grey (N, H, W) in [0, 1], labels (N,), poses (N, 2, 3)), all numpy."""
+    """300 images as (grey (N, H, W) in [0, 1], labels (N,), poses (N, 2, 3)), all numpy."""
     images, labels, poses = glyphs.make_glyphs(300, seed=7, size=SIZE)
     return images.numpy().mean(axis=1) / 255, labels.numpy(), poses.double().numpy()
 
@@ -33,7 +33,7 @@ def inverse(theta):
 
 
 def warp(image, theta):
-    """image (H, W) sampled at theta p for every pixel p, by scipy.ndimage in (row, column) indices."""
+    """image (H, W) sampled at theta p for every pixel p, by scipy.ndimage: (row, column)."""
     half = np.array(image.shape) / 2
     centre = half - 0.5  # the index of the point (0, 0), as align_corners=False has it
     matrix = theta[::-1, 1::-1]  # (x, y) -> (row, column)
@@ -46,7 +46,7 @@ def correlation(a, b):
 
 
 def likeness(image, masks):
-    """How well the best of the masks (fonts, H, W) explains the picture, be the glyph darker or lighter."""
+    """How well the best of the masks (fonts, H, W) explains the image, darker or lighter."""
     return max(abs(correlation(image, mask)) for mask in masks)
 
 
@@ -95,7 +95,7 @@ def test_classes_are_balanced_and_shuffled():
     assert len(CLASSES) == len(set(CLASSES)) == 10
     assert counts.max() - counts.min() <= 1
     assert not torch.equal(labels, labels.sort().values)
-    assert (labels[1:] - labels[:-1]).abs().ne(1).float().mean() > 0.7  # not 0, 1, 2, ... in turn either
+    assert (labels[1:] - labels[:-1]).abs().ne(1).float().mean() > 0.7  # not 0, 1, 2 in turn either
 
 
 def test_pictures_use_the_whole_range():
@@ -115,13 +115,14 @@ def test_poses_are_similarities_within_their_ranges():
     zoom = (a**2 + c**2).sqrt()  # theta's scale: the inverse of the glyph's
     angle = torch.rad2deg(torch.atan2(c, a))
     centre = -torch.linalg.solve(matrix, shift)  # theta maps the glyph's centre to (0, 0)
-    ranges = ((angle, -MAX_ANGLE, MAX_ANGLE), (1 / zoom, MIN_SCALE, MAX_SCALE),
+    ranges = ((angle, -MAX_ANGLE, MAX_ANGLE), (1 / zoom, glyphs.MIN_SCALE, glyphs.MAX_SCALE),
               (centre[:, 0, 0], -MAX_SHIFT, MAX_SHIFT), (centre[:, 1, 0], -MAX_SHIFT, MAX_SHIFT))
     for values, low, high in ranges:
         uniform = stats.uniform(low - 1e-5, high - low + 2e-5)
         assert low - 1e-5 <= values.min() and values.max() <= high + 1e-5
         assert stats.kstest(values.numpy(), uniform.cdf).pvalue > 0.01
-    assert (centre.abs().amax(dim=1)[:, 0] + GLYPH_RADIUS / zoom).max() <= 1 + 1e-5  # nothing cut off
+    reach = centre.abs().amax(dim=1)[:, 0] + GLYPH_RADIUS / zoom
+    assert reach.max() <= 1 + 1e-5  # nothing cut off
 
 
 def test_upright_glyphs_are_centred_and_fill_their_disc():
@@ -132,7 +133,8 @@ def test_upright_glyphs_are_centred_and_fill_their_disc():
     pixel = 2 / resolution
     for mask in masks.reshape(-1, resolution, resolution):
         rows, columns = at[(mask > 0.5).any(axis=1)], at[(mask > 0.5).any(axis=0)]
-        assert abs(rows.min() + rows.max()) < 2 * pixel and abs(columns.min() + columns.max()) < 2 * pixel
+        assert abs(rows.min() + rows.max()) < 2 * pixel
+        assert abs(columns.min() + columns.max()) < 2 * pixel
         assert GLYPH_RADIUS - 3 * pixel < radius[mask > 0.5].max() < GLYPH_RADIUS + pixel
     assert masks.min() == 0 and masks.max() == 1
 
@@ -146,11 +148,11 @@ def test_every_font_ships_with_matplotlib_and_has_every_glyph():
 
 
 def test_pose_is_the_one_that_was_applied(sample, atlas):
-    scores = {"as told": [], "wrong way": []}
+    scores = {"as given": [], "wrong way": []}
     for image, label, theta in zip(*sample, strict=True):
-        for key, pose in (("as told", theta), ("wrong way", inverse(theta))):
+        for key, pose in (("as given", theta), ("wrong way", inverse(theta))):
             scores[key].append(likeness(image, [warp(mask, pose) for mask in atlas[label]]))
-    assert np.median(scores["as told"]) > 0.8 and min(scores["as told"]) > 0.3
+    assert np.median(scores["as given"]) > 0.8 and min(scores["as given"]) > 0.3
     assert np.median(scores["wrong way"]) < 0.3  # so the measure can tell the two directions apart
 
 
@@ -158,9 +160,10 @@ def test_posed_masks_equal_scipy_to_the_pixel():
     poses = glyphs.make_glyphs(20, seed=2)[2]
     masks = glyphs.draw_atlas(2 * SIZE)[torch.arange(20) % 10, torch.arange(20) % len(FONTS)]
     posed = glyphs._pose_masks(masks, poses, SIZE)[:, 0].numpy()
-    for mask, theta, answer in zip(masks.double().numpy(), poses.double().numpy(), posed, strict=True):
+    masks, poses = masks.double().numpy(), poses.double().numpy()
+    for mask, theta, found in zip(masks, poses, posed, strict=True):
         expected = warp(mask, theta).reshape(SIZE, 2, SIZE, 2).mean(axis=(1, 3))
-        np.testing.assert_allclose(answer, expected, atol=1e-4)
+        np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_undoing_the_pose_sets_every_glyph_upright(sample, atlas):
@@ -193,33 +196,39 @@ def test_no_glyph_looks_like_another_or_itself_turned(atlas):
     flat = atlas.reshape(-1, SIZE, SIZE)
     upright = unit(flat.reshape(len(flat), -1))
     degrees = np.arange(-180, 180, 10)
-    turned = np.stack([ndimage.rotate(flat, d, axes=(1, 2), reshape=False, order=1) for d in degrees])
+    turned = np.stack([ndimage.rotate(flat, d, axes=(1, 2), reshape=False, order=1)
+                       for d in degrees])
     table = unit(turned.reshape(len(degrees) * len(flat), -1)) @ upright.T
-    # (angle, turned class, its font, upright class, its font) -> (angle, turned class, upright class, fonts)
+    # (angle, turned class, its font, upright class, its font)
+    # -> (angle, turned class, upright class, pairs of fonts)
     shape = (len(degrees), len(CLASSES), len(FONTS), len(CLASSES), len(FONTS))
     table = table.reshape(shape).transpose(0, 1, 3, 2, 4).reshape(len(degrees), 10, 10, -1)
     same = np.eye(10, dtype=bool)
-    np.testing.assert_allclose(table[degrees == 0][0, same].max(axis=1), 1, atol=1e-4)  # it sees a match
+    match = table[degrees == 0][0, same].max(axis=1)
+    np.testing.assert_allclose(match, 1, atol=1e-4)  # it sees one
     others = table.max(axis=0)[~same]  # at the angle that makes two classes most alike
-    assert others.max() < 0.85 and others.mean(axis=1).max() < 0.7  # any two fonts; fonts on average
+    # any two fonts; fonts on average
+    assert others.max() < 0.85 and others.mean(axis=1).max() < 0.7
     itself = table[abs(degrees) >= 40].max(axis=0)[same]
     assert itself.max() < 0.8 and itself.mean(axis=1).max() < 0.65
 
 
-def test_background_does_not_tell_the_pose():
+def test_the_background_does_not_give_the_pose_away():
     images, _, poses = glyphs.make_glyphs(4000, seed=9)
-    corners = [images[:, :, y, x] for y in (slice(4), slice(-4, None)) for x in (slice(4), slice(-4, None))]
+    ends = slice(4), slice(-4, None)  # the glyph never gets to the corners
+    corners = [images[:, :, y, x] for y in ends for x in ends]
     features = torch.cat([c.flatten(1) for c in corners], dim=1).double()
-    features = torch.cat([features / 255, torch.ones(len(features), 1)], dim=1)  # the glyph never gets here
+    features = torch.cat([features / 255, torch.ones(len(features), 1)], dim=1)
     angle = torch.atan2(poses[:, 1, 0], poses[:, 0, 0]).double()[:, None]
     fit = torch.linalg.lstsq(features[:3000], angle[:3000]).solution
     error = (features[3000:] @ fit - angle[3000:]).square().mean()
     assert error > 0.95 * angle[3000:].var()
 
 
-@pytest.mark.parametrize("name, values", [("count", (0, -1, 2.5, "10", None)), ("seed", (-1, 0.5, None)),
-                                          ("size", (0, 15, 32.0, (32, 32)))])
+@pytest.mark.parametrize("name, values", [
+    ("count", (0, -1, 2.5, "10", None)), ("seed", (-1, 0.5, None)),
+    ("size", (0, 15, 32.0, (32, 32)))])
 def test_bad_input_is_named(name, values):
     for value in values:
-        with pytest.raises(ValueError, match=f"^{name} must be"):
+        with pytest.raises(ValueError, match=f"^{name}: .*; must be an integer of at least"):
             glyphs.make_glyphs(**{"count": 10, "seed": 0, "size": SIZE, name: value})

@@ -1,0 +1,74 @@
+"""Run what is missing of a study: one record a run."""
+
+from pathlib import Path
+
+from stn_cifar import Config, Split, diagnostics, distortions, evaluate, experiment, load_data
+from stn_cifar.console import say
+from stn_cifar.training.precision import resolve
+
+from . import records, studies
+
+ANGLE_IMAGES = 1000  # test images, turned by each of a study's angles
+
+
+def run_study(name: str, results: Path = records.RESULTS, shard: str = "1/1",
+              checkpoint_dir: Path | None = None, epochs: int | None = None, **overrides) -> bool:
+    """Run what is missing of the study `name`, records into `results`/`name`; False if stopped.
+
+    shard: "2/8" takes every eighth run. checkpoint_dir: each run keeps its epochs in a folder of
+    its own there, and goes on from them. epochs: this budget in place of the study's. overrides:
+    Config fields set in every arm. A run is there already if a record of the study has its config's
+    content; what another process is at is left to it.
+    """
+    this = studies.by_name(name)
+    for arm, budget, seed in this.runs(shard, epochs):
+        config = this.config(arm, budget, seed, **overrides)
+        precision = resolve(config.precision, config.torch_device())
+        path = records.place(results, name, arm, config.to_dict(), precision)
+        with records.claim(path) as ours:
+            if not ours:
+                say(f"another process is at it: {path}")
+            elif there := _find(path.parent, records.identity(config.to_dict(), precision), seed):
+                say(f"there already: {there}")
+            else:
+                say(f"{name}: {arm}, {budget} epochs, seed {seed}")
+                folder = checkpoint_dir and Path(checkpoint_dir) / name / path.stem
+                model, _, record = experiment.run(config, folder)
+                if not record["finished"]:
+                    say(f"stopped after {record['epochs_done']} of {budget} epochs"
+                        + (f"; the same command goes on from {folder}" if folder else ""))
+                    return False
+                record |= dict(study=name, arm=arm)
+                records.write(record, path)  # before anything else that may fail
+                if more := more_tests(this, model, config):
+                    records.write(record | more, path)
+    return True
+
+
+def _find(folder: Path, identity: frozenset, seed: int) -> Path | None:
+    """The record of this run in `folder`, under whatever name; what is no record is told."""
+    for path in sorted(folder.glob("*.json")):
+        try:
+            record = records.read(path)
+        except records.RecordError as error:
+            say(f"note: {error}; it counts as missing")
+            continue
+        if record["seed"] == seed and records.identity_of(record) == identity:
+            return path
+    return None
+
+
+def more_tests(this: studies.Study, model, config: Config) -> dict:
+    """What the study asks of a trained model besides: accuracy on suites, and against the angle."""
+    if not (this.suites or this.angles):
+        return {}
+    measured, test = {}, load_data(config.replace(distortion=None)).test
+    if this.suites:
+        measured["suites"] = {}
+        for name in this.suites:
+            images, theta = distortions.suite(test.images, name)
+            measured["suites"][name] = evaluate(model, Split(images, test.labels, theta)).accuracy
+    if this.angles:
+        accuracies = diagnostics.accuracy_against(model, test[:ANGLE_IMAGES], "angle", this.angles)
+        measured["against"] = dict(angle=dict(values=list(this.angles), accuracy=accuracies))
+    return measured

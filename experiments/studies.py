@@ -1,0 +1,224 @@
+"""Studies as data: a question, arms that differ in named fields, budgets and seeds."""
+
+import itertools
+from dataclasses import dataclass, field
+
+from stn_cifar import Config
+
+
+@dataclass(frozen=True)
+class Study:
+    """Arms that differ in named fields and in nothing else."""
+
+    question: str
+    preset: str
+    # name -> overrides of the preset; beside Config's fields "preset", and "epochs" as budgets
+    arms: dict[str, dict]
+    common: dict = field(default_factory=dict)  # overrides of all arms
+    epochs: tuple[int, ...] = (8,)  # budgets: every arm is trained for each of them
+    seeds: int = 3
+    choice: bool = False  # a choice is being made: compare on validation images, not on test images
+    # arms that the others are compared with; None: the first one, (): the arms are only listed
+    compare_with: tuple[str, ...] | None = None
+    by_class: bool = False  # a table of accuracies by class besides
+    suites: tuple[str, ...] = ()  # distortions by whose frozen suites every model is tested besides
+    angles: tuple[int, ...] = ()  # degrees by which all test pictures are turned alike, besides
+    protocol: str = ""  # what a reader must know besides preset, budgets and seeds
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """The arms that the others are compared with."""
+        return tuple(self.arms)[:1] if self.compare_with is None else self.compare_with
+
+    def config(self, arm: str, epochs: int, seed: int, **overrides) -> Config:
+        """The experiment of one run."""
+        fields = {"dataset": "cifar10", **self.common, **self.arms[arm], **overrides}
+        fields |= dict(epochs=epochs, seed=seed)
+        return Config.preset(fields.pop("preset", self.preset), **fields)
+
+    def runs(self, shard: str = "1/1", epochs: int | None = None) -> list[tuple[str, int, int]]:
+        """(arm, epochs, seed) of the runs in `shard`, "k/n"; an arm's seeds follow one another.
+
+        epochs: this budget in place of the study's. ValueError for a shard that is none.
+        """
+        try:
+            k, n = map(int, shard.split("/"))
+        except ValueError:
+            k, n = 0, 0
+        if not 1 <= k <= n:
+            raise ValueError(f"shard: {shard!r}; must be k/n with 1 <= k <= n, such as 2/8")
+        budgets = {arm: [epochs] if epochs else fields.get("epochs", self.epochs)
+                   for arm, fields in self.arms.items()}
+        runs = [(arm, budget, seed) for budget in sorted({*itertools.chain(*budgets.values())})
+                for arm in self.arms if budget in budgets[arm] for seed in range(self.seeds)]
+        return runs[k - 1::n]
+
+
+def by_name(name: str) -> Study:
+    """The study `name`; ValueError for an unknown one."""
+    if name not in STUDIES:
+        raise ValueError(f"study: {name!r} is unknown; must be one of {', '.join(STUDIES)}")
+    return STUDIES[name]
+
+
+# Every 15 degrees: the eight multiples of 45 are among them, over which others average.
+TURNS = tuple(range(-180, 181, 15))
+# What arms change in the preset taught. One pose by regression instead of a distribution:
+REGRESSION = dict(localization=None, localization_width=1.0, pose_bins=0, teacher_forcing=0.0)
+# No transformer:
+CNN = dict(stn=False)
+# The class loss alone, at the rate and with the identity penalty that study pace found best:
+CLASS_LOSS = dict(REGRESSION, pose_weight=0.0, localization_lr_scale=0.0001, identity_weight=0.1)
+AFFINE = dict(CLASS_LOSS, transform="affine")
+# A p4 classifier; before it a transformer that finds the angle modulo 90 degrees:
+P4_CNN = dict(CNN, model="p4")
+MODULO_90 = dict(model="p4", localization="p4_mod90", pose_bins=12)
+
+PACES = {"classifier alone": CNN} | {
+    f"localization rate {rate}{', identity penalty' if weight else ''}":
+        dict(AFFINE, localization_lr_scale=float(rate), identity_weight=weight)
+    for rate in ("0.01", "0.001", "0.0001", "0.00001") for weight in (0.0, 0.1)}
+
+STUDIES = {
+    "rotation": Study(
+        "Does a pose-supervised spatial transformer pay on CIFAR-10 turned by any angle?",
+        preset="taught", epochs=(8, 32), common=dict(precision="fp32"), angles=TURNS,
+        suites=("rotation45", "rotation90"), by_class=True,
+        compare_with=("CNN, equal parameters", "p4 CNN"),
+        protocol="Training images are turned anew in every epoch and shown in a disc; the test is "
+                 "one frozen suite of all 10,000 images. The first arm has the parameters of the "
+                 "pose-supervised STN and the arithmetic of the small one; the p4 CNN has the "
+                 "pose-supervised STN's arithmetic, and the weights shared over quarter turns that "
+                 "its localization network has. A classifier behind a transformer with teacher "
+                 "forcing is shown truly upright images at first, which no CNN is.",
+        arms={
+            "CNN, equal parameters": dict(CNN, width=1.41),
+            "CNN, twice the parameters": dict(CNN, width=2.0, epochs=(8,)),
+            "p4 CNN": dict(P4_CNN, width=2.2),
+            "pose-supervised STN": {},
+            "pose-supervised STN, small": dict(localization_width=1.0, epochs=(8,)),
+            "pose-supervised STN before a p4 CNN":
+                dict(model="p4", width=1.7, localization_width=1.41),
+            "pose-supervised STN before a p4 CNN, modulo 90°":
+                dict(MODULO_90, width=2.0, localization_width=0.9, epochs=(32,)),
+        }),
+    "arms": Study(
+        "Which part of the pose-supervised spatial transformer makes the difference?",
+        preset="taught", epochs=(4,), common=dict(precision="fp32"), angles=TURNS,
+        protocol="As study rotation. The arms that begin with 'no' leave one part out; those by "
+                 "the class loss, affine all but one, have no pose supervision.",
+        arms={
+            "CNN, equal parameters": dict(CNN, width=1.41),
+            "pose-supervised STN": {},
+            "STN by the class loss, affine": AFFINE,
+            "its classifier alone": CNN,
+            "p4 CNN": dict(P4_CNN, width=2.0),
+            "no teacher forcing": dict(teacher_forcing=0.0),
+            "no p4 convolutions": dict(localization=None, localization_width=1.0),
+            "neither teacher forcing nor p4 convolutions":
+                dict(localization=None, localization_width=1.0, teacher_forcing=0.0),
+            "pose by regression": REGRESSION,
+            "pose by regression, rate 0.01": dict(REGRESSION, localization_lr_scale=0.01),
+            "STN by the class loss, rotation": CLASS_LOSS,
+            "affine, no identity penalty": dict(AFFINE, identity_weight=0.0),
+            "affine, outside penalty instead":
+                dict(AFFINE, identity_weight=0.0, outside_weight=1.0),
+            "affine, scale penalty instead":
+                dict(AFFINE, identity_weight=0.0, scale_weight=10.0, max_scale=1.05),
+            "affine, two iterations": dict(AFFINE, iterations=2),
+            "affine, rate 0.1, no identity penalty":
+                dict(AFFINE, localization_lr_scale=0.1, identity_weight=0.0),
+        }),
+    "padding": Study(
+        "Which single setting keeps the tutorial's transformer from zooming out onto the border?",
+        preset="tutorial", epochs=(50,), common=dict(precision="fp32"),
+        protocol="Zeros are the mean colour, as images are normalized before they are sampled. "
+                 "Above a sampling scale of 1 the transformer zooms out.",
+        arms={
+            "zeros": {},
+            "border": dict(padding_mode="border"),
+            "reflection": dict(padding_mode="reflection"),
+            "zeros, scale penalty": dict(scale_weight=10.0, max_scale=1.05),
+            "zeros, outside penalty": dict(outside_weight=1.0),
+        }),
+    "presets": Study(
+        "What do the presets reach?",
+        preset="tutorial", epochs=(50,), compare_with=(),
+        protocol="The presets as they are; strong, which is meant for a GPU, at half its width.",
+        arms={
+            "tutorial": {},
+            "compact": dict(preset="compact"),
+            "strong, half the width": dict(preset="strong", width=0.5, cutout=8, epochs=(24,)),
+            "glyphs": dict(preset="glyphs", dataset="glyphs", epochs=(30,)),
+        }),
+    "upright": Study(
+        "Does a transformer trained by the class loss alone pay on CIFAR-10 as it is?",
+        preset="taught", epochs=(4,), common=dict(distortion=None, precision="fp32"), angles=TURNS,
+        suites=("rotation45", "rotation90", "rotation", "rts"),
+        protocol="Nothing is turned in training, so no network has seen what the suites show. They "
+                 "are cut to a disc, which by itself costs networks that know whole images points.",
+        arms={
+            "CNN, equal parameters": dict(CNN, width=1.41),
+            "its classifier alone": CNN,
+            "STN by the class loss, affine": AFFINE,
+            "affine, rate 0.00001, no identity penalty":
+                dict(AFFINE, localization_lr_scale=0.00001, identity_weight=0.0),
+        }),
+    "rts": Study(
+        "Does pose supervision pay where images are turned by up to 45°, shifted and scaled?",
+        preset="taught", epochs=(4,), common=dict(distortion="rts", precision="fp32"),
+        arms={
+            "CNN, equal parameters": dict(CNN, width=1.79),
+            "pose-supervised STN, similarity":
+                dict(transform="similarity", localization=None, localization_width=1.0),
+            "STN by the class loss, affine": AFFINE,
+        }),
+    "clutter": Study(
+        "Does pose supervision pay where images are shifted among patches of other images?",
+        preset="taught", epochs=(4,), common=dict(distortion="clutter", precision="fp32"),
+        protocol="The CNN on the whole canvas, 48 pixels wide, has fewer parameters and more "
+                 "arithmetic than the pose-supervised STN, whose classifier is shown 32 pixels.",
+        arms={
+            "CNN on the whole canvas": CNN,
+            "pose-supervised STN, similarity": dict(transform="similarity", localization=None,
+                                                    localization_width=0.5, output_size=32),
+            "STN by the class loss, similarity": dict(CLASS_LOSS, transform="similarity",
+                                                      localization_width=0.5, output_size=32),
+        }),
+    **{name: Study(
+        f"How fast should the localization network learn by the class loss, on {pictures}?",
+        preset="taught", seeds=1, choice=True, arms=PACES, epochs=(2,),
+        common=dict(distortion=distortion, val_size=5000, precision="fp32"),
+        protocol="The rate is a multiple of the classifier's (localization_lr_scale).")
+       for name, distortion, pictures in (("pace", "rotation", "CIFAR-10 turned by any angle"),
+                                          ("pace-upright", None, "CIFAR-10 as it is"))},
+    "families": Study(
+        "Does every transformer family train on CIFAR-10?",
+        preset="tutorial", epochs=(10,),
+        arms={name: dict(transform=name) for name in (
+            "affine", "translation", "rotation", "attention", "similarity", "projective", "tps")}),
+    "ladder": Study(
+        "What does each ingredient of the preset compact bring in five epochs?",
+        preset="compact", epochs=(5,), seeds=2, choice=True, common=dict(val_size=5000),
+        protocol="Each arm changes what it says, the last one the whole recipe. Intervals of two "
+                 "pairs are very wide.",
+        arms={
+            "compact": {},
+            "no transformer": dict(stn=False),
+            "localization rate 0.1": dict(localization_lr_scale=0.1),
+            "no identity penalty": dict(identity_weight=0.0),
+            "constant learning rate": dict(schedule="constant"),
+            "localization rate 0.1, no identity penalty":
+                dict(localization_lr_scale=0.1, identity_weight=0.0),
+            "the tutorial's networks": dict(model="tutorial"),
+            "the tutorial's recipe": dict(
+                learning_rate=0.01, localization_lr_scale=1.0, identity_weight=0.0, momentum=0.0,
+                weight_decay=0.0, schedule="constant", warmup=0.0, batch_size=64, flip=False,
+                shift=0),
+        }),
+    "precision": Study(
+        "Does bf16 cost accuracy?",
+        preset="tutorial", epochs=(2,), seeds=10,
+        protocol="The tutorial's experiment cut to two epochs, in both.",
+        arms={"fp32": dict(precision="fp32"), "bf16": dict(precision="bf16")}),
+}

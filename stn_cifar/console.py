@@ -1,0 +1,51 @@
+"""Printing that never ends or spoils a run, whatever standard output is."""
+
+import sys
+
+from tqdm import tqdm
+
+# one line: what is left, how fast, and what the last complete epoch brought
+PROGRESS = "{percentage:3.0f} % [{elapsed} < {remaining}, {rate_fmt}{postfix}]"
+
+
+class _Output:
+    """sys.stdout as it is at the moment; what it cannot write is left out."""
+
+    encoding = "utf-8"  # tqdm asks
+
+    def write(self, text):
+        try:
+            sys.stdout.write(text)
+        except UnicodeError:
+            self.write(text.encode("ascii", "backslashreplace").decode())
+        except (AttributeError, OSError, ValueError, TypeError):
+            pass  # there is none, it is closed, its disk is full
+
+    def flush(self):
+        try:
+            sys.stdout.flush()
+        except (AttributeError, OSError, ValueError):
+            pass
+
+    def isatty(self):
+        try:
+            return sys.stdout.isatty()
+        except (AttributeError, OSError, ValueError):
+            return False
+
+
+def say(text):
+    """Print a line."""
+    print(text, file=_Output(), flush=True)
+
+
+def progress_bar(total, initial):
+    """A tqdm bar of `total` training steps, `initial` of them done."""
+    output = _Output()
+    return tqdm(total=total, initial=initial, unit="step", file=output, bar_format=PROGRESS,
+                mininterval=0.5 if output.isatty() else 5)
+
+
+def note(progress, text):
+    """Print a line above a progress bar."""
+    progress.write(text, file=progress.fp)

@@ -1,0 +1,57 @@
+"""Group convolutions over quarter turns (Cohen & Welling 2016, arXiv 1602.07576: the group p4).
+
+Maps have four sets of channels, one for each quarter turn: (B, 4 c, H, W), the turn first. Turn the
+picture by 90 degrees, and the maps turn along, each set giving way to the next. So what a network
+learns of a thing that stands upright it knows of the same thing on its side: it need not learn all
+of it four times.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class P4Conv2d(nn.Conv2d):
+    """A convolution with `inputs` and `outputs` channels for each quarter turn.
+
+    first: it reads a picture, (B, inputs, H, W); otherwise maps, (B, 4 inputs, H, W).
+    Gives (B, 4 outputs, H', W'). There is no bias: normalization follows.
+    """
+
+    def __init__(self, inputs, outputs, kernel_size, first=False, stride=1, padding=0):
+        super().__init__(inputs if first else 4 * inputs, outputs, kernel_size, stride, padding,
+                         bias=False)
+        self.first = first
+
+    def forward(self, x):
+        """Set r of the outputs is that of the weights turned counter-clockwise by r quarters."""
+        weights = [torch.rot90(self.weight, r, (2, 3)) for r in range(4)]
+        if not self.first:  # a turned filter reads the sets by the turn relative to its own
+            weights = [w.unflatten(1, (4, -1)).roll(r, 1).flatten(1, 2)
+                       for r, w in enumerate(weights)]
+        # channels last, as the picture is: else the library would reorder everything at each call
+        weight = torch.cat(weights).contiguous(memory_format=torch.channels_last)
+        return F.conv2d(x, weight, stride=self.stride, padding=self.padding)
+
+
+class P4BatchNorm2d(nn.BatchNorm2d):
+    """Batch normalization of maps (B, 4 c, H, W), its statistics shared by the four sets."""
+
+    def forward(self, x):
+        b, _, height, width = x.shape
+        # of channels-last maps all of these are views: the four sets side by side, as a picture
+        # four times as wide
+        x = x.permute(0, 2, 3, 1).reshape(b, height, 4 * width, -1).permute(0, 3, 1, 2)
+        x = super().forward(x)
+        return x.permute(0, 2, 3, 1).reshape(b, height, width, -1).permute(0, 3, 1, 2)
+
+
+def split_turns(pooled):
+    """(B, 4 c) as (B, 4, c): one row for each quarter turn."""
+    return pooled.unflatten(1, (4, -1))
+
+
+def turned_copies(pooled):
+    """Pooled maps (B, 4 c) as they were of the picture turned by 0 to 3 quarters: (B, 4, 4 c)."""
+    sets = split_turns(pooled)
+    return torch.stack([sets.roll(r, 1).flatten(1) for r in range(4)], dim=1)

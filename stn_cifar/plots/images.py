@@ -1,0 +1,339 @@
+"""Figures made of images: the input, where the transformer samples it, the classifier's input."""
+
+import math
+from itertools import chain
+from typing import NamedTuple
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.patches import Circle
+from torch import Tensor
+
+from ..data import Data, Split
+from ..diagnostics import evaluating, readable, statistics
+from ..transforms import Family
+from .style import (BLUE, HEADER, RED, Page, figure_page, label_prediction, own_style, picture_page, short,
+                    show, title_of)
+
+CLASSES = 10  # shown at most, of more the first ones: so that pictures stay large enough
+REACH = 3.0  # half-widths shown around an image at most
+AROUND = "#E4E4E4"  # what is shown around an image
+FINE = 95  # points along each side of a region: lines bend smoothly; odd: one is in the middle
+HELD_OUT = ("test", "val", "train")  # whose images are shown: the first of these that there is
+WORDS = dict(train="training", val="validation", test="test")
+
+
+class Examples(NamedTuple):
+    """Images that are drawn, the same ones every time."""
+
+    images: Tensor  # (N, C, S, S), class by class
+    labels: list[int]
+    kind: str  # of which split: "test"
+    note: str  # says how many classes are left out, if any are
+
+
+def first_of_each_class(split: Split, num_classes: int, count: int) -> list[Tensor]:
+    """Indices of the first `count` images of each class; fewer, or none, where it has no more."""
+    labels = split.labels.cpu()
+    return [(labels == c).nonzero()[:count, 0] for c in range(num_classes)]
+
+
+def split_of(data: Data, names: tuple[str, ...] = HELD_OUT) -> tuple[Split, str]:
+    """The first split of `names` that `data` has, and its name in words."""
+    return next((split, WORDS[name]) for name in names
+                if (split := getattr(data, name)) is not None)
+
+
+def examples(data: Data, count: int, names: tuple[str, ...] = HELD_OUT) -> Examples:
+    """The first `count` images of each class in the first split of `names`; of CLASSES at most."""
+    split, kind = split_of(data, names)
+    rows = [row for row in first_of_each_class(split, len(data.classes), count) if len(row)]
+    chosen = torch.cat(rows[:CLASSES])
+    shown = min(len(rows), CLASSES)
+    note = f" {shown} of {len(data.classes)} classes." if shown < len(data.classes) else ""
+    return Examples(split.images[chosen], split.labels[chosen].tolist(), kind, note)
+
+
+def predict(model, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The classifier's inputs made of `images`, in [0, 1], and probabilities (N, classes); CPU."""
+    images = images.to(model.device)
+    with evaluating(model):
+        return model.transform(images)[0].cpu(), model(images).float().softmax(1).cpu()
+
+
+# ---- image and classifier's input ---------------------------------------------------------------
+
+
+@own_style()
+def samples(data: Data, count: int = 10) -> Page:
+    """The first `count` training images of each class, one row a class."""
+    chosen = examples(data, count, ("train",))
+    rows = {label: [image for image, of in zip(chosen.images, chosen.labels, strict=True)
+                    if of == label] for label in chosen.labels}
+    padded = [image for row in rows.values() for image in row + [None] * (count - len(row))]
+    page = picture_page(
+        f"{data.name}: training images",
+        f"{len(data.classes)} classes; each image is {data.size} x {data.size} pixels.{chosen.note}",
+        padded, [""] * len(padded), count, min(64, 700 // count - 4), left=92, above=4)
+    for label, row in rows.items():
+        x, y = page.corners[chosen.labels.index(label)]
+        page.axes.text(x - 8, y + 32, short(data.classes[label]), ha="right", va="center")
+    return page.figure
+
+
+def _captions(classes, labels, predicted) -> tuple[list[str], list[str]]:
+    """Above images their classes, above the classifier's inputs the predictions."""
+    return ([short(classes[label]) for label in labels],
+            [label_prediction(classes[p], p == label)
+             for label, p in zip(labels, predicted, strict=True)])
+
+
+@own_style()
+def strip(model, data: Data, title: str | None = None) -> Page:
+    """A test image of each class above the classifier's input made of it, and the prediction."""
+    chosen = examples(data, 1)
+    warped, probabilities = predict(model, chosen.images)
+    captions = _captions(data.classes, chosen.labels, probabilities.argmax(1).tolist())
+    count = len(chosen.labels)
+    return picture_page(
+        title or title_of(model.config, data),
+        f"Above: the {chosen.kind} image. Below: the classifier's input, and its prediction."
+        + chosen.note, [*chosen.images, *warped], [*chain(*captions)], count,
+        min(160, 800 // count // 32 * 32), gap=14).figure
+
+
+@own_style()
+def pairs(model, data: Data, title: str | None = None, look_for: str | None = None,
+          count: int = 4) -> Page:
+    """The first `count` test images of each class, each beside the classifier's input made of it.
+
+    Above an image stands its class, above the input the prediction, with a check mark or a cross.
+    """
+    chosen = examples(data, count)
+    warped, probabilities = predict(model, chosen.images)
+    look_for = look_for or (f"Left: the {chosen.kind} image, and its class. Right: the "
+                            "classifier's input, and its prediction.")
+    return _pairs_page(title or title_of(model.config, data), look_for + chosen.note, chosen.images,
+                       warped, _captions(data.classes, chosen.labels,
+                                         probabilities.argmax(1).tolist()))
+
+
+def _pairs_page(title, note, images, warped, captions) -> Page:
+    """Images and the classifier's inputs made of them, side by side, four pairs a line."""
+    tiles = [*chain(*zip(images, warped, strict=True))]
+    return picture_page(title, note, tiles, [*chain(*zip(*captions, strict=True))], 8, 96, gap=5,
+                        together=2).figure
+
+
+@own_style()
+def mistakes(model, data: Data, title: str | None = None, count: int = 12,
+             batch_size: int = 1000) -> Page:
+    """The `count` test images whose wrong prediction has the highest probability; surest first."""
+    split, kind = split_of(data)
+    with evaluating(model):
+        probabilities = torch.cat([model(images.to(model.device)).float().softmax(1).cpu()
+                                   for images in split.images.split(batch_size)])
+    sure, predicted = probabilities.max(1)
+    labels = split.labels.cpu()
+    wrong = (predicted != labels).nonzero()[:, 0]
+    worst = wrong[sure[wrong].argsort(descending=True, stable=True)[:count]]
+    note = f"{len(wrong):,} of {len(labels):,} {kind} images are predicted wrongly."
+    if len(wrong):
+        note += " Left: the image, and its class. Right: the classifier's input, its prediction."
+    truth, guesses = _captions(data.classes, labels[worst].tolist(), predicted[worst].tolist())
+    guesses = [f"{text} {p:.0%}" for text, p in zip(guesses, sure[worst].tolist(), strict=True)]
+    images = split.images[worst]
+    warped = predict(model, images)[0] if len(images) else images
+    return _pairs_page(title or title_of(model.config, data), note, images, warped,
+                       (truth, guesses))
+
+
+@own_style()
+def turned_and_upright(model, data: Data, title: str | None = None, count: int = 10) -> Page:
+    """Test images that were turned, and what the transformer makes of them: large discs, in lines.
+
+    The first image of each of `count` classes. For data distorted by a rotation, as `taught` has.
+    """
+    images = examples(data, 1).images[:count]
+    warped, _ = predict(model, images)
+    columns = min(5, len(images))
+    lines = [*chain(*zip(images.split(columns), warped.split(columns), strict=True))]
+    tiles = [tile for line in lines for tile in [*line, *[None] * (columns - len(line))]]
+    page = picture_page(
+        title or title_of(model.config, data), "Photographs turned by a random angle, and what the "
+        "spatial transformer makes of them.", tiles, [""] * len(tiles), columns, 146, gap=9,
+        left=26, above=6, interpolation="bicubic")
+    for picture, (x, y) in zip(page.axes.images, page.corners, strict=True):
+        disc = Circle((x + 73, y + 73), 70, transform=page.axes.transData)
+        picture.set_clip_path(disc)
+    for row, word in enumerate(("turned", "aligned") * (len(lines) // 2)):
+        page.axes.text(16, HEADER + 6 + 73 + row * 152, word, rotation=90, ha="center", va="center")
+    return page.figure
+
+
+# ---- where the transformer samples --------------------------------------------------------------
+
+
+@own_style()
+def sampled_regions(model, data: Data, title: str | None = None, count: int = 1) -> Page:
+    """The outline of the region that is sampled, on the first `count` test images of each class.
+
+    A handle marks the region's upper side; a thin plate spline shows its grid too. Regions may
+    reach beyond the image, onto grey; one whose middle lies too far out is pointed at by an arrow.
+    """
+    chosen = examples(data, count)
+    found, family = statistics(model, chosen.images), model.transformer.family
+    regions, turns = region(family, found.theta), readable(found.theta)["rotation"]
+    lines = -(-len(regions) // 5)
+    fig = figure_page(200 * lines, title or title_of(model.config, data), "Outlined: the region that "
+                      "becomes the classifier's input; its handle: the upper side. Grey: outside the "
+                      "image." + chosen.note, w_pad=0.02, h_pad=0.02)
+    axes = fig.subplots(lines, 5, squeeze=False).flatten()
+    for ax in axes[len(regions):]:
+        ax.remove()
+    for k, ax in enumerate(axes[:len(regions)]):
+        show(ax, chosen.images[k])
+        ax.set_title(short(data.classes[chosen.labels[k]]), fontsize=9, pad=3)
+        _outline(ax, regions[k], chosen.images.shape[-1], _reach(regions), family)
+        words = f"scale {found.scale[k]:.2f}, {turns[k].round() + 0:.0f}°"  # + 0: no minus zero
+        words += ", mirrored" * bool(found.determinant[k] < 0)
+        ax.set_xlabel(words if regions[k].isfinite().all() else "not finite", fontsize=8)
+    return fig
+
+
+@own_style()
+def single_image(model, image: Tensor, classes: tuple[str, ...], title: str) -> Page:
+    """An image (C, S, S), uint8 or float in [0, 1]: the region sampled, the input, the prediction.
+    """
+    warped, probabilities = predict(model, image[None])
+    family = model.transformer.family
+    regions = region(family, statistics(model, image[None]).theta)
+    fig = figure_page(258, title, "Left: the image, and the region that the transformer samples (the "
+                      "handle is on its upper side).")
+    left, middle, right = fig.subplots(1, 3)
+    show(left, image)
+    _outline(left, regions[0], image.shape[-1], _reach(regions), family)
+    show(middle, warped[0])
+    best = probabilities[0].nan_to_num(0).topk(min(10, len(classes)))
+    bars = right.barh([short(classes[k], 16) for k in best.indices.tolist()], best.values.tolist(),
+                      color=BLUE)
+    right.bar_label(bars, [f"{value:.0%}" for value in best.values.tolist()], padding=3)
+    right.set(xlim=(0, 1.15), xticks=[], box_aspect=1)
+    right.invert_yaxis()
+    right.grid(False)
+    right.spines["bottom"].set_visible(False)
+    for ax, name in ((left, "sampled region"), (middle, "classifier's input"),
+                     (right, "prediction")):
+        ax.set_title(name)
+    return fig
+
+
+def region(family: Family, theta: Tensor) -> Tensor:
+    """Points (B, n, n, 2) that theta samples, edge to edge, row by row, in input coordinates."""
+    points = family.grid_of(theta, FINE)  # at the centres of fine pixels: half a step inside
+    for dim in (1, 2):
+        first, second = points.narrow(dim, 0, 1), points.narrow(dim, 1, 1)
+        last, before = points.narrow(dim, FINE - 1, 1), points.narrow(dim, FINE - 2, 1)
+        points = torch.cat([1.5 * first - 0.5 * second, points, 1.5 * last - 0.5 * before], dim)
+    return points
+
+
+def draw_region(ax: Axes, points: Tensor, size: int, lines: int = 2, top: bool = False) -> None:
+    """A region (n, n, 2) on an image of `size` pixels: its outline, and `lines` lines each way.
+
+    top: give it a handle, as drawing programs do, on its upper side.
+    """
+    picks = torch.linspace(0, len(points) - 1, lines).round().long().tolist()
+    drawn = [(line, 1.8 if k in (picks[0], picks[-1]) else 0.6)
+             for k in picks for line in (points[k], points[:, k])]
+    for line, width in drawn + [(_handle(points), 1.8)] * top:
+        x, y = _to_pixels(line, size).unbind(1)
+        dot = dict(marker="o", markersize=5, markevery=[1]) if len(line) == 2 else {}
+        ax.plot(x, y, color="white", linewidth=width + 0.7, alpha=0.6, markeredgewidth=1.7, **dot)
+        ax.plot(x, y, color=RED, linewidth=width, **dot)
+    ax.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5))
+
+
+def _outline(ax: Axes, points: Tensor, size: int, reach: float, family: Family) -> None:
+    """A sampled region (n, n, 2) on an image that is shown; an arrow where it is beyond `reach`."""
+    if points.isfinite().all():
+        draw_region(ax, points, size, lines=2 if family.is_matrix else 5, top=True)
+        middle = points.mean(dim=(0, 1))
+        if middle.abs().max() > reach:
+            ends = torch.stack([reach * middle / middle.abs().max(), middle / middle.norm()])
+            ax.annotate("", *_to_pixels(ends, size).tolist(),
+                        arrowprops=dict(arrowstyle="-|>", color=RED, linewidth=2))
+    low, high = _to_pixels(torch.tensor([-reach, reach]), size).tolist()
+    ax.set(xlim=(low, high), ylim=(high, low), facecolor=AROUND)
+
+
+def _reach(regions: Tensor) -> float:
+    """How far to show, half-widths, so that regions (B, n, n, 2), and images too, are seen."""
+    handles = torch.stack([_handle(points) for points in regions])
+    farthest = max(points.nan_to_num(0).abs().max().item() for points in (regions, handles))
+    return min(max(1.1, 1.1 * farthest), REACH)
+
+
+def _handle(points: Tensor) -> Tensor:
+    """From the middle of a region's (n, n, 2) upper edge, an eighth of its height out: (2, 2)."""
+    upper, lower = points[[0, -1], len(points) // 2]
+    return torch.stack([upper, upper + (upper - lower) / 8])
+
+
+def _to_pixels(points: Tensor, size: int) -> Tensor:
+    """Input coordinates, [-1, 1] from edge to edge, as the pixel coordinates that imshow has."""
+    return ((points + 1) * size - 1) / 2
+
+
+# ---- means --------------------------------------------------------------------------------------
+
+
+@own_style()
+def class_means(model, data: Data, title: str | None = None, batch_size: int = 1000) -> Page:
+    """The mean of each class's test images, and of the classifier's inputs made of them.
+
+    Below each its contrast: the standard deviation over the pixels, in grey levels of 256, mean
+    over the channels. Means are pale: both rows have their colours stretched alike, and it says so.
+    """
+    chosen = examples(data, 1)
+    means = [row[chosen.labels] for row in mean_images(model, data, batch_size)]
+    contrasts = torch.cat([255 * row.std(dim=(2, 3), correction=0).mean(1) for row in means])
+    before, after = contrasts.view(2, -1).mean(1).tolist()
+    middles = [row.mean(dim=(2, 3), keepdim=True) for row in means]
+    farthest = max((row - middle).abs().max().item()
+                   for row, middle in zip(means, middles, strict=True))
+    stretch = max(1, math.floor(0.5 / max(farthest, 0.005)))
+    stretched = [middle + stretch * (row - middle)
+                 for row, middle in zip(means, middles, strict=True)]
+    below = ("Below each: contrast, the standard deviation over its pixels in grey levels; mean "
+             f"{before:.1f} before and {after:.1f} after ({after / max(before, 1e-9):.2f} times). "
+             "A border from zooming out adds some."
+             + f" Colours are stretched {stretch} times, in both rows alike." * (stretch > 1))
+    count = len(chosen.labels)
+    tile = min(96, 700 // count // 32 * 32)
+    page = picture_page(
+        title or title_of(model.config, data), "Sharper after than before, if the transformer "
+        "aligns the images of a class." + chosen.note, [*chain(*stretched)],
+        [*(short(data.classes[label]) for label in chosen.labels), *[""] * count], count,
+        tile, gap=10, left=64, under=16, below=[below])
+    for k, ((x, y), contrast) in enumerate(zip(page.corners, contrasts.tolist(), strict=True)):
+        page.axes.text(x + tile / 2, y + tile + 12, f"{contrast:.1f}", fontsize=8, ha="center")
+        if k % count == 0:
+            page.axes.text(x - 8, y + tile / 2, "after" if k else "before", ha="right", va="center")
+    return page.figure
+
+
+def mean_images(model, data: Data, batch_size: int = 1000) -> tuple[Tensor, Tensor]:
+    """Each class's mean test image, (classes, C, S, S) in [0, 1], and mean classifier's input."""
+    split, _ = split_of(data)
+    one_hot = torch.nn.functional.one_hot(split.labels.cpu(), len(data.classes)).T.float()
+    weights = one_hot / one_hot.sum(1, keepdim=True).clamp_min(1)
+    sums: list = [0, 0]
+    with evaluating(model):
+        for images, share in zip(split.images.split(batch_size), weights.split(batch_size, 1),
+                                 strict=True):
+            warped = model.transform(images.to(model.device))[0].cpu().nan_to_num(0)
+            plain = images.cpu().float() / (255 if images.dtype == torch.uint8 else 1)
+            for k, pictures in enumerate((plain, warped)):
+                sums[k] = sums[k] + torch.einsum("kb,bchw->kchw", share, pictures)
+    return sums[0], sums[1]

@@ -1,0 +1,223 @@
+"""The spatial transformer (Jaderberg et al. 2015, arXiv 1506.02025): a module for any network.
+
+It knows no data set, no classifier and no Config: with transforms.py, sampler.py and pose_bins.py
+it needs nothing but torch.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from . import transforms
+from .pose_bins import PoseBins
+from .sampler import INTERPOLATIONS, PADDING_MODES, sample
+
+
+class Alignment(NamedTuple):
+    """What a transformer made of a batch."""
+
+    warped: torch.Tensor  # (B, C, H', W'), the images' dtype
+    theta: torch.Tensor  # (B, 2, 3), projective (B, 3, 3), tps (B, control points, 2)
+    grid: torch.Tensor  # (B, k H', k W', 2), k = supersample
+    pose_logits: torch.Tensor | None = None  # (B, num_logits), where it predicts pose bins
+
+
+class GridWarper(nn.Module):
+    """Grid generator + sampler of one transformer family: warps images, and undoes it on maps.
+
+    transform: a name in transforms.FAMILIES. output_size: an int or (H, W), None: the input's.
+    padding_mode, interpolation, supersample: as `sampler.sample` has them.
+    """
+
+    def __init__(self, transform="affine", output_size=None, padding_mode="zeros",
+                 interpolation="bilinear", supersample=1):
+        super().__init__()
+        for name, value, choices in (("transform", transform, transforms.FAMILIES),
+                                     ("padding_mode", padding_mode, PADDING_MODES),
+                                     ("interpolation", interpolation, INTERPOLATIONS)):
+            if value not in choices:
+                raise ValueError(f"{name}: {value!r} is unknown; must be one of "
+                                 f"{', '.join(map(repr, choices))}")
+        size = (output_size,) * 2 if isinstance(output_size, int) else output_size
+        for name, values in (("output_size", size or ()), ("supersample", (supersample,))):
+            if not all(isinstance(value, int) and value >= 1 for value in values):
+                raise ValueError(f"{name}: {values}; must be whole numbers from 1 on")
+        self.family = transforms.FAMILIES[transform]
+        self.output_size = None if size is None else tuple(size)
+        self.padding_mode, self.interpolation = padding_mode, interpolation
+        self.supersample = supersample
+
+    def forward(self, images, theta, size=None):
+        """(warped, grid) of `images` (B, C, H, W) under `theta`; size (H', W'): another output."""
+        height, width = size or self.output_size or images.shape[-2:]
+        grid = self.family.grid_of(theta, (self.supersample * height, self.supersample * width))
+        warped = sample(images, grid, self.padding_mode, self.interpolation, self.supersample)
+        if (height, width) == tuple(images.shape[-2:]) and self.supersample == 1:
+            warped = self._exact_identity(images, warped, theta)
+        return warped, grid
+
+    def _exact_identity(self, images, warped, theta):
+        """`warped`, but where theta is the identity the very images; gradients as they were.
+
+        At sizes that are no power of two coordinates are rounded, and warped is off by some 1e-5.
+        """
+        if all(size & (size - 1) == 0 for size in images.shape[-2:]):
+            return warped
+        identity = self.family.theta(self.family.identity()[None].to(theta))
+        is_identity = (theta == identity).flatten(1).all(dim=1)[:, None, None, None]
+        return warped + torch.where(is_identity, images - warped, 0).detach()
+
+    def unwarp(self, maps, theta, size=None):
+        """`maps` (B, K, H', W') on the warped images, such as heat maps, back on the originals.
+
+        size: (H, W) of the originals, None: the maps'. Zero where the transformer did not look.
+        ValueError for thin plate splines, and for a theta that cannot be inverted.
+        """
+        if not self.family.is_matrix:
+            raise ValueError(f"transform: {self.family.name!r} has no inverse in closed form; "
+                             "unwarp needs a matrix family, such as 'affine'")
+        try:
+            inverse = transforms.inverse(theta)
+        except torch.linalg.LinAlgError as error:
+            raise ValueError("theta: it maps the picture to a line or a point, which cannot be "
+                             "undone") from error
+        grid = self.family.grid_of(inverse, tuple(size or maps.shape[-2:]))
+        return sample(maps, grid, "zeros", self.interpolation)
+
+    def extra_repr(self):
+        return (f"{self.family.name!r}, output_size={self.output_size}, "
+                f"padding_mode={self.padding_mode!r}, interpolation={self.interpolation!r}, "
+                f"supersample={self.supersample}")
+
+
+class SpatialTransformer(nn.Module):
+    """Localization network + grid generator + sampler, in front of any network.
+
+    localization: any module (B, C, H, W) -> (B, num_params of the family), or -> (B,
+        pose_bins.num_logits). The constructor zeroes its last layer with weights, and sets that
+        layer's bias to the identity's parameters: a fresh transformer returns its input exactly.
+        initialize=False leaves it as it is (for a trained one).
+    transform: a name in transforms.FAMILIES. output_size: an int or (H, W), None: the input's.
+    iterations: alignment steps. Each predicts from the image warped so far, and every one samples
+        the ORIGINAL image through the composed map (Lin & Lucey 2017, arXiv 1612.03897), so borders
+        and blur do not pile up. Matrix families only.
+    pose_bins: a PoseBins, for a localization network that predicts a distribution over poses.
+
+    Images may have any size, number of channels and floating point type; coordinates are float32
+    at least. Bad arguments raise ValueError naming the argument.
+    """
+
+    def __init__(self, localization, transform="affine", output_size=None, padding_mode="zeros",
+                 interpolation="bilinear", supersample=1, iterations=1, pose_bins=None,
+                 initialize=True):
+        super().__init__()
+        self.warper = GridWarper(transform, output_size, padding_mode, interpolation, supersample)
+        if not isinstance(iterations, int) or iterations < 1:
+            raise ValueError(f"iterations: {iterations!r}; must be a whole number from 1 on")
+        if iterations > 1 and (pose_bins or not self.family.is_matrix):
+            raise ValueError(f"iterations: {iterations} needs a matrix family, such as 'affine', "
+                             f"and no pose_bins; must be 1 with transform={transform!r}"
+                             + (" and pose_bins" if pose_bins else ""))
+        if not (pose_bins is None or isinstance(pose_bins, PoseBins)):
+            raise ValueError(f"pose_bins: {pose_bins!r}; must be a PoseBins, or None")
+        if pose_bins and pose_bins.transform != transform:
+            raise ValueError(f"pose_bins: made for transform={pose_bins.transform!r}, but this is "
+                             f"transform={transform!r}")
+        self.localization, self.iterations, self.pose_bins = localization, iterations, pose_bins
+        if initialize:
+            start_at(localization, pose_bins.initial_logits() if pose_bins
+                     else self.family.identity())
+
+    @property
+    def family(self):
+        """The row of transforms.FAMILIES."""
+        return self.warper.family
+
+    def forward(self, images, true_params=None, teacher_forcing=None):
+        """Alignment of `images` (B, C, H, W), floating point.
+
+        true_params: (B, num_params) of a known pose, used in the prediction's place.
+        teacher_forcing: the probability, for each image, that they are; None: always, and nothing
+        is predicted.
+        """
+        theta = pose_logits = None
+        for _ in range(self.iterations):
+            view = images if theta is None else self.warper(images, theta, images.shape[-2:])[0]
+            params, pose_logits = self._params(view, true_params, teacher_forcing)
+            with torch.autocast(params.device.type, enabled=False):  # float32, come what may
+                step = self.family.theta(params)
+                theta = step if theta is None else transforms.compose(theta, step)
+        warped, grid = self.warper(images, theta)
+        return Alignment(warped, theta, grid, pose_logits)
+
+    def unwarp(self, maps, theta, size=None):
+        """Undo the transform on output maps (B, K, H', W'): see GridWarper.unwarp."""
+        return self.warper.unwarp(maps, theta, size)
+
+    def _params(self, images, true_params, teacher_forcing):
+        """(params (B, num_params), logits or None); float32 at least, even under autocast."""
+        if true_params is not None and teacher_forcing is None:
+            return true_params, None
+        output = self.localization(images)
+        params = self.pose_bins.decode(output).params if self.pose_bins else output
+        params = params.to(torch.promote_types(params.dtype, torch.float32))
+        if true_params is not None:
+            forced = torch.rand(params.shape[0], device=params.device) < teacher_forcing
+            params = torch.where(forced[:, None], true_params, params)
+        return params, output if self.pose_bins else None
+
+
+class IdentityTransformer(nn.Module):
+    """The control: hands images on as they are, with the same interface as SpatialTransformer.
+
+    It has no parameters. Images are resampled only where `output_size` is not theirs, or where
+    `true_params` are given.
+    """
+
+    def __init__(self, transform="affine", output_size=None, padding_mode="zeros", supersample=1):
+        super().__init__()
+        self.warper = GridWarper(transform, output_size, padding_mode, supersample=supersample)
+        self.pose_bins = None
+        self.register_buffer("identity", self.family.identity(), persistent=False)
+
+    @property
+    def family(self):
+        """The row of transforms.FAMILIES."""
+        return self.warper.family
+
+    def forward(self, images, true_params=None, teacher_forcing=None):
+        """Alignment of `images` under the identity, or under `true_params` (B, num_params)."""
+        params = self.identity.expand(images.shape[0], -1) if true_params is None else true_params
+        theta = self.family.theta(params)
+        size = tuple(images.shape[-2:])
+        if true_params is None and self.warper.output_size in (None, size):
+            return Alignment(images, theta, self.family.grid_of(theta, size))
+        warped, grid = self.warper(images, theta)
+        return Alignment(warped, theta, grid)
+
+
+def start_at(network, values):
+    """Let `network` predict `values` (n,) for every input, whatever comes in.
+
+    Its last layer with weights gets zero weights, and `values` as its bias; what stands behind that
+    layer (a tanh, say) is not undone. A network with a method `start_at(values)` does so itself.
+    Raises ValueError where there is no such layer, or its size is another.
+    """
+    if network_start := getattr(network, "start_at", None):
+        return network_start(values)
+    layers = [layer for layer in network.modules()
+              if isinstance(getattr(layer, "weight", None), nn.Parameter)]
+    last, remedy = (layers[-1] if layers else None), (
+        f"end it with nn.Linear(..., {len(values)}), or say initialize=False for a trained network")
+    if isinstance(getattr(last, "weight", None), nn.parameter.UninitializedParameter):
+        raise ValueError("localization: its last layer has no size yet; run it on a batch first")
+    if last is None or last.weight.ndim < 2 or getattr(last, "bias", None) is None:
+        raise ValueError(f"localization: {type(network).__name__} has no last layer with weights "
+                         f"and a bias to start at the identity; {remedy}")
+    if len(last.bias) != len(values):
+        raise ValueError(f"localization: its last layer puts out {len(last.bias)} values, and "
+                         f"{len(values)} are needed; {remedy}")
+    nn.init.zeros_(last.weight)
+    with torch.no_grad():
+        last.bias.copy_(values)

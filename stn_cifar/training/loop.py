@@ -1,0 +1,261 @@
+"""fit: one flat loop, metrics kept on the device and read once an epoch."""
+
+import contextlib
+import math
+import time
+import warnings
+
+import torch
+
+from .. import diagnostics
+from ..console import note, progress_bar, say
+from ..distortions import DISTORTIONS
+from ..seeding import epoch_seed, seeded
+from .checkpoints import claim, resume, save_checkpoint
+from .evaluation import evaluate
+from .guards import out_of_memory_explained, plain_torch, sigterm_as_interrupt
+from .optim import make_optimizer, set_learning_rate
+from .precision import resolve
+from .step import Step
+
+FREE = ("name", "data_root", "device", "epochs")  # fields that may differ between model and run
+MONITORED = 256  # images, without their labels, on which the transformer is watched
+WARM_UP, TIMED = 5, 20  # steps: before the clock starts; on which the run's time is foretold
+
+
+class NonFiniteLoss(RuntimeError):
+    """Training produced NaN or infinity; the message names epoch and step and says what to try."""
+
+
+def fit(model, data, config, checkpoint_dir=None, on_epoch_end=None):
+    """Train `model` on `data.train` as `config` says; returns the history, one dict an epoch.
+
+    Each dict holds epoch (from 1), train_loss, train_accuracy (as the batches came: augmented,
+    dropout on, weights moving, under teacher forcing with true poses undone; the loss smoothed and
+    with the terms of the transformer), val_loss and val_accuracy where there is a validation split,
+    learning_rate, precision and seconds. `on_epoch_end(model, history)` is called after each epoch.
+    Ctrl-C (a notebook's stop button) and SIGTERM end training and return the history so far. The
+    model is in evaluation mode then, and whenever it is handed out.
+
+    With `checkpoint_dir` every epoch's end is kept there, and a run that was broken off goes on
+    from it, to the same result bit for bit on the same device, versions and number of threads: data
+    order, dropout, augmentation and distortion depend on (config.seed, epoch) alone.
+
+    The process is left as it was found: random state, denormal numbers, signals. Raises ValueError
+    where model, data and config do not go together; NonFiniteLoss; MemoryError, saying what to set;
+    CheckpointError.
+    """
+    _check_config(model, config)
+    if (fitted := for_data(config, data)) != config:
+        say(f"{data.name}: its images are in known poses already; distortion="
+            f"{config.distortion!r}, flip and shift are left out")
+    config = fitted
+    _check_data(model, data, config)
+    device = config.torch_device()
+    claimed = claim(checkpoint_dir) if checkpoint_dir else contextlib.nullcontext()
+    with plain_torch(device), out_of_memory_explained(config.batch_size, device), claimed as folder:
+        return _fit(model.to(device), data, config, device, folder, on_epoch_end)
+
+
+def _fit(model, data, config, device, folder, on_epoch_end):
+    train = data.train.to(device)
+    precision = resolve(config.precision, device)
+    # fused SGD is faster on the CPU; not with fp16: where the first step overflows, as loss scaling
+    # lets it, it would take its momentum from memory that nobody has written to
+    fused = True if device.type == "cpu" and precision != "fp16" else None
+    optimizer = make_optimizer(model, config.learning_rate, config.localization_lr_scale,
+                               config.momentum, config.weight_decay, fused)
+    step = Step(model, train, optimizer, precision,
+                augmentation=dict(flip=config.flip, shift=config.shift, cutout=config.cutout),
+                distortion=config.distortion, label_smoothing=config.label_smoothing,
+                loss_weights=config.loss_weights(), max_scale=config.max_scale)
+    same = dict(dataset=data.name, training_images=len(train), classes=list(data.classes),
+                input_shape=list(model.input_shape), num_classes=model.num_classes,
+                precision=precision)
+    state = folder and resume(folder, model, optimizer, config, **same)
+    history = state["history"] if state else []
+    if state and state.get("scaler"):
+        step.scaler.load_state_dict(state["scaler"])
+    say(f"training on {device} in {precision}"
+        + (f", resuming after epoch {len(history)} of {config.epochs}" if state else ""))
+    steps = math.ceil(len(train) / config.batch_size)
+    progress = progress_bar(config.epochs * steps, len(history) * steps)
+    keep = _Keeper(folder)
+    monitor = _Monitor(data.test or data.train, progress)
+    try:
+        with sigterm_as_interrupt():
+            for epoch in range(len(history) + 1, config.epochs + 1):
+                started = time.perf_counter()
+                loss, accuracy = train_epoch(step, epoch, config, progress)
+                row = dict(epoch=epoch, train_loss=loss, train_accuracy=accuracy)
+                if data.val is not None:
+                    val = evaluate(model, data.val)
+                    row |= dict(val_loss=val.loss, val_accuracy=val.accuracy)
+                history.append(row | dict(learning_rate=float(optimizer.param_groups[0]["lr"]),
+                                          precision=precision,
+                                          seconds=time.perf_counter() - started))
+                keep(model, optimizer, history, config, **same, scaler=step.scaler.state_dict())
+                progress.set_postfix_str(_summary(row, config.epochs))
+                monitor(model, epoch)
+                if on_epoch_end is not None:
+                    on_epoch_end(model, history)
+    except KeyboardInterrupt:
+        progress.close()
+        say(f"stopped; {len(history)} of {config.epochs} epochs are complete"
+            + (f" and kept in {folder}" if keep.works and history else ""))
+    finally:
+        model.eval()
+        progress.close()
+    return history
+
+
+def train_epoch(step, epoch, config, progress):
+    """One pass over the training images by `step`; (mean loss, accuracy) of its batches.
+
+    The model is in evaluation mode afterwards.
+    """
+    step.model.train()
+    seed = epoch_seed(config.seed, epoch)
+    generator = torch.Generator().manual_seed(seed)  # on the CPU: the same everywhere
+    order = torch.randperm(len(step.train), generator=generator).to(step.device)
+    step.sample_epoch(epoch, config.seed, generator)
+    losses, correct = [], torch.zeros((), dtype=torch.int64, device=step.device)
+    batches = order.split(config.batch_size)
+    total = config.epochs * len(batches)
+    with seeded(seed, step.device):  # dropout, teacher forcing
+        for number, index in enumerate(batches, (epoch - 1) * len(batches)):
+            done = number / total
+            set_learning_rate(step.optimizer, done, config.schedule, config.warmup)
+            loss, right = step(index, config.teacher_forcing * (1 - done))
+            losses.append(loss)
+            correct += right
+            progress.update()
+            if number == WARM_UP:
+                since = _now(step.device)
+            elif number == WARM_UP + TIMED < len(batches):  # all in the first epoch
+                seconds = (_now(step.device) - since) / TIMED * (progress.total - progress.n)
+                _foretell(seconds, config.epochs, step.device, progress)
+    step.model.eval()  # or what is asked of it next would move normalization's statistics
+    losses = torch.stack(losses)  # the epoch's one synchronization
+    if not all(p.isfinite().all() for p in step.model.parameters()):
+        losses[-1] = math.nan  # done by the last step: no loss has shown it yet
+    if not losses.isfinite().all():
+        number = (~losses.isfinite()).nonzero()[0].item()
+        raise NonFiniteLoss(
+            f"the loss became {losses[number].item()} in epoch {epoch}, step {number + 1} of "
+            f"{len(losses)}; try a lower learning_rate (now {config.learning_rate}) or "
+            f"localization_lr_scale (now {config.localization_lr_scale})")
+    sizes = torch.full_like(losses, config.batch_size)
+    sizes[-1] = len(order) - config.batch_size * (len(losses) - 1)
+    return ((losses * sizes).sum() / len(order)).item(), correct.item() / len(order)
+
+
+def for_data(config, data):
+    """`config` as it applies to `data`: images in known poses are not distorted further."""
+    if not data.posed or config.distortion is None:
+        return config
+    return config.replace(distortion=None, flip=False, shift=0)
+
+
+def _check_config(model, config):
+    """ValueError, naming the fields that differ, unless `model` was built for `config`."""
+    if model.config is None:
+        model.config = config
+    built, now = model.config.to_dict(), config.to_dict()
+    differ = [f"{key}: {now[key]!r}, but the model was built with {built[key]!r}"
+              for key in now if key not in FREE and now[key] != built[key]]
+    if differ:
+        raise ValueError("; ".join(differ) + "; build_model(config) makes a model for this config")
+
+
+def _check_data(model, data, config):
+    """ValueError, naming what is wrong, unless `model` and losses fit the images."""
+    size = data.size
+    if config.distortion is not None:
+        size = DISTORTIONS[config.distortion].canvas_size(size)
+    if model.input_shape != (data.channels, size, size):
+        raise ValueError(f"model: it takes images (C, H, W) of {model.input_shape}, but "
+                         f"{data.name} has {(data.channels, size, size)}; "
+                         "build_model(config, data) makes one for these")
+    if model.num_classes != len(data.classes):
+        raise ValueError(f"model: it tells {model.num_classes} classes apart, but {data.name} has "
+                         f"{len(data.classes)}; build_model(config, data) makes one for these")
+    known = config.distortion != "elastic" and (config.distortion or data.train.poses is not None)
+    if config.pose_weight and not known:
+        raise ValueError(f"pose_weight: {config.pose_weight} needs a pose that is known and a "
+                         "matrix: dataset='glyphs', or a distortion other than 'elastic'")
+    if config.pose_weight and config.distortion is None and (config.flip or config.shift):
+        raise ValueError(f"pose_weight: {config.pose_weight} with flip={config.flip} and "
+                         f"shift={config.shift}, which make the known poses of {data.name} wrong; "
+                         "set flip=False and shift=0, or pose_weight=0")
+    if any(p.is_inference() for p in model.parameters()):
+        raise ValueError("model: it was built within torch.inference_mode(), so it cannot be "
+                         "trained; build it outside")
+
+
+class _Keeper:
+    """Saves checkpoints; a full disk or a lost folder is told once, and ends no training."""
+
+    def __init__(self, folder):
+        self.folder, self.works = folder, folder is not None
+
+    def __call__(self, *content, **more):
+        if self.folder is None:
+            return
+        try:
+            save_checkpoint(self.folder, *content, **more)
+            self.works = True
+        except KeyboardInterrupt:  # a stop in the midst of it: the epoch is complete, so keep it
+            with contextlib.suppress(OSError):
+                save_checkpoint(self.folder, *content, **more)
+            raise
+        except OSError as error:
+            if self.works:
+                warnings.warn(f"checkpoint_dir: cannot write to {self.folder} "
+                              f"({error.strerror or error}); training goes on, and tries again "
+                              "after each epoch", stacklevel=3)
+            self.works = False
+
+
+class _Monitor:
+    """Says what diagnostics.findings finds wrong with the transformer, each fault once."""
+
+    def __init__(self, split, progress):
+        self.images, self.progress, self.said = split.images[:MONITORED], progress, set()
+
+    def __call__(self, model, epoch):
+        fits = tuple(self.images.shape[1:]) == model.input_shape
+        if not (fits and any(True for _ in model.transformer.parameters())):
+            return  # undistorted test images on a larger canvas; the control
+        for text in diagnostics.findings(diagnostics.statistics(model, self.images)):
+            fault = text.split(":")[0]
+            if fault != "note" and fault not in self.said:
+                note(self.progress, f"the transformer after epoch {epoch}: {text}")
+                self.said.add(fault)
+
+
+def _now(device):
+    """The time, seconds, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _foretell(seconds, epochs, device, progress):
+    """Say how long a training of some minutes will take; of hours, also what to do about that."""
+    minutes = seconds / 60
+    if minutes < 2:
+        return
+    words = f"{minutes:.0f} minutes" if minutes < 100 else f"{minutes / 60:.1f} hours"
+    advice = ("" if minutes < 60 else "; if that is too long, stop it now, and take a GPU, fewer "
+              "epochs, a smaller width or a smaller preset")
+    note(progress, f"{epochs} epochs will take about {words} on this machine ({device.type})"
+         f"{advice}")
+
+
+def _summary(row, epochs):
+    parts = [f"epoch {row['epoch']}/{epochs}", f"loss {row['train_loss']:.3f}",
+             f"train {row['train_accuracy']:.1%}"]
+    if "val_accuracy" in row:
+        parts.append(f"val {row['val_accuracy']:.1%}")
+    return ", ".join(parts)
