@@ -9,6 +9,7 @@ from stn_cifar import plots
 from .studies import Study
 from .tables import Row
 
+HISTOGRAMS = 4  # one over another: more could not be told apart
 
 def figures_of(name: str, this: Study, rows: list[Row]) -> dict[str, Figure]:
     """File stem -> figure: study-NAME-angle, study-NAME-error, of a study that has angles."""
@@ -16,7 +17,7 @@ def figures_of(name: str, this: Study, rows: list[Row]) -> dict[str, Figure]:
     if not shown or not this.angles:
         return {}
     first = shown[0].first
-    pictures = " ".join(filter(None, (first["dataset"], first["config"]["distortion"])))
+    pictures = ", ".join(filter(None, (first["dataset"], first["config"]["distortion"])))
     title = f"{pictures} · study {name} · preset {this.preset} · {first['epochs_done']} epochs"
     arms = {f"{row.arm} (n = {len(row.runs)})": row for row in shown}
     against = {arm: accuracy_against_angle(row) for arm, row in arms.items()}
@@ -24,12 +25,11 @@ def figures_of(name: str, this: Study, rows: list[Row]) -> dict[str, Figure]:
     for arm, row in arms.items():  # arms that differ in the classifier alone are drawn once
         if (counts := rotation_errors(row)) not in errors.values():
             errors[arm] = counts
-    kinds = {"angle": (plots.robustness, against), "error": (plots.rotation_errors, errors)}
     found = {}
-    for kind, (draw, measured) in kinds.items():
-        known = [item for item in measured.items() if item[1]][:len(plots.STYLES)]
-        if known:  # and no more than can be told apart
-            found[f"study-{name}-{kind}"] = draw(dict(known), title)
+    for kind, draw, measured, most in (("angle", plots.robustness, against, len(plots.STYLES)),
+                                       ("error", plots.rotation_errors, errors, HISTOGRAMS)):
+        if known := [item for item in measured.items() if item[1]]:
+            found[f"study-{name}-{kind}"] = draw(dict(known[:most]), title)
     return found
 
 

@@ -97,6 +97,8 @@ def load(results: Path) -> dict[str, list[dict]]:
         if path.parent.name == "speed":  # the benchmarks'
             continue
         record = read(path)
+        if record["study"] != path.parent.name:
+            raise RecordError(f"{path}: belongs to study {record['study']!r}, not here")
         run = record["study"], identity_of(record), record["seed"]
         if run in runs:
             raise RecordError(f"{path}: is the same run as {runs[run]}; delete one of them")

@@ -1,6 +1,7 @@
 """Every hyperparameter of an experiment in one frozen dataclass, checked when it is made."""
 
 import dataclasses
+import math
 import re
 import typing
 from dataclasses import dataclass, field
@@ -218,11 +219,15 @@ class Config:
         """{name in training.losses.LOSSES: weight} of the terms that concern the transformer."""
         weights = {name: getattr(self, f"{name}_weight", 0.0) for name in LOSSES}
         for text in filter(str.strip, self.extra_losses.split(",")):
-            name, _, weight = (part.strip() for part in text.partition("="))
-            if name not in LOSSES or not re.fullmatch(r"\d+(\.\d*)?(e-?\d+)?", weight):
+            name, _, number = (part.strip() for part in text.partition("="))
+            try:
+                weight = float(number)
+            except ValueError:
+                weight = math.nan
+            if name not in LOSSES or not 0 <= weight < math.inf:
                 raise ValueError(f"extra_losses: {text!r}; must be name=weight, the weight at "
                                  f"least 0 and the name one of {', '.join(map(repr, LOSSES))}")
-            weights[name] += float(weight)
+            weights[name] += weight
         return weights
 
     @property

@@ -1,6 +1,6 @@
 """Kill short runs, damage and forge their checkpoints: is anything lost, or wrongly believed?
 
-    python tests/fuzz_checkpoints.py --kills 200 --damages 200 --out results/fuzz.json
+    python tests/fuzz_checkpoints.py
 
 Kills: a process trains, says after each epoch that it is complete, and gets SIGKILL at a random
 moment; then the next one goes on. After every kill a checkpoint must load, no complete epoch may be
@@ -153,7 +153,7 @@ def kill_often(kills, rng, scratch, data):
     duration = time.perf_counter() - started
     reference = newest_checkpoint(scratch / "reference")
     counts = dict(kills=0, processes_that_reached_the_end=0, kills_before_the_first_checkpoint=0,
-                  kills_while_writing_one=0, epochs_lost=0, runs_equal_to_the_last_bit=0)
+                  kills_while_writing_one=0, runs_equal_to_the_last_bit=0)
     run, complete = scratch / "run-0", 0
     while counts["kills"] < kills:
         process = start_training(run, data)
@@ -389,7 +389,8 @@ def main(argv=None):
     parser.add_argument("--forgeries", type=int, default=200)
     parser.add_argument("--rivals", type=int, default=20, help="pairs of processes in one folder")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the places")
-    parser.add_argument("--out", type=Path, help="write counts and outcome to this JSON file")
+    parser.add_argument("--out", type=Path, help="JSON file of the counts and the outcome",
+                        default=Path(__file__).parents[1] / "results" / "fuzz.json")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)  # before the forks: threads do not survive them
     rng, data, started = random.Random(args.seed), tiny_data(), time.perf_counter()
@@ -409,9 +410,8 @@ def main(argv=None):
                    versions=dict(python=platform.python_version(), torch=torch.__version__))
     text = json.dumps(result, indent=1)
     print(text)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text + "\n", encoding="utf-8")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(text + "\n", encoding="utf-8")
     return 0 if result["outcome"] == "passed" else 1
 
 

@@ -230,15 +230,29 @@ def test_content_is_what_was_given(kept):
     assert [row["epoch"] for row in content["history"]] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("row", [
-    dict(epoch=2, loss=float("nan")), dict(epoch=2, loss=torch.tensor(1.0)), dict(epoch=3),
-    dict(epoch=2, loss=numpy.float64(1)), dict(epoch=2, loss=1j), dict()], ids=str)
-def test_what_could_not_be_read_again_is_not_written(row, tmp_path):
+@pytest.mark.parametrize("loss", [float("nan"), torch.tensor(1.0), numpy.float64(1), 1j], ids=repr)
+def test_what_could_not_be_read_again_is_not_written(loss, tmp_path):
     """A callback may put anything into the history: told at once, not when it is to be resumed."""
     model = small_run(tmp_path, 1)
-    with pytest.raises(CheckpointError, match=r"epoch-00002\.pt: not readable"):
-        save_checkpoint(tmp_path, model, model.optimizer, [dict(epoch=1), row], CONFIG)
+    with pytest.raises(ValueError, match=r"history/1/loss: .*; must be a finite number or text"):
+        save_checkpoint(tmp_path, model, model.optimizer,
+                        [dict(epoch=1), dict(epoch=2, loss=loss)], CONFIG)
+    with pytest.raises(CheckpointError, match="not readable as a checkpoint: history: must be of"):
+        save_checkpoint(tmp_path, model, model.optimizer, [dict(epoch=1), dict(epoch=3)], CONFIG)
     assert names(tmp_path) == ["epoch-00001.pt"]
+
+
+def test_tied_and_sliced_weights(tmp_path):
+    """Tensors that share memory, and parts of larger ones, are kept each on its own."""
+    model = Small()
+    model.tied = model.layers[3].weight
+    model.register_buffer("part", torch.arange(12.0).view(3, 4)[:, 1])
+    small_run(tmp_path, 1, model=model)
+    again = Small(seed=1)
+    again.tied = again.layers[3].weight
+    again.register_buffer("part", torch.zeros(3))
+    resume_small(tmp_path, model=again)
+    assert differences(again.state(), model.state()) == []
 
 
 def test_version_before_the_redesign_is_named(kept):
@@ -481,7 +495,8 @@ def test_names_of_tensors_are_checked(kept):
     for change, match in ((lambda model: model.pop("layers.0.bias"),
                            "model/layers.0.bias is 'missing'; must be"),
                           (lambda model: model.update(more=torch.zeros(2)),
-                           "model/more is .*; must be 'missing'")):
+                           "model/more is .*; must be 'missing'"),
+                          (lambda model: model.update(more="missing"), "model/more is 'missing'")):
         content = copy.deepcopy(whole)
         change(content["model"])
         forge(kept / "epoch-00004.pt", content)
@@ -1107,7 +1122,7 @@ def test_broken_off_run_goes_on_to_the_very_same_result(way, experiment, data, w
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
-@pytest.mark.parametrize("experiment", ["tutorial", "guarded", "taught"])
+@pytest.mark.parametrize("experiment", ["guarded", "taught"])
 def test_comparison_shows_one_changed_step(experiment, whole, tmp_path):
     """The negative control: one weight of thousands, moved by the least, before one step."""
     def nudge(model, step):
@@ -1377,7 +1392,7 @@ def fuzz_in(tmp_path, *counts):
 
 @posix
 def test_fuzz_in_short(tmp_path):
-    fuzz_in(tmp_path, "--kills", "3", "--damages", "30", "--forgeries", "20", "--rivals", "1")
+    fuzz_in(tmp_path, "--kills", "2", "--damages", "30", "--forgeries", "20", "--rivals", "1")
 
 
 @posix

@@ -138,5 +138,5 @@ def test_sizes_on_which_it_would_not_hold_are_refused(fields, size):
     from stn_cifar.data import Data, Split
 
     split = Split(torch.zeros(2, 3, size, size, dtype=torch.uint8), torch.arange(2))
-    with pytest.raises(ValueError, match="^image size: .* multiple of 8"):
+    with pytest.raises(ValueError, match=r"^image size: .* multiple of 8"):
         build_model(Config(**fields), Data(split))

@@ -1,10 +1,10 @@
-"""A distribution over poses: bins, decoding, loss; the models that predict it, and their training."""
+"""A distribution over poses: decoding and loss; the models that predict it, and their training."""
 
 import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stn_cifar import Config, build_model, distortions, fit, transforms
@@ -36,6 +36,7 @@ def sure_of(angle, bins=36, span=FULL):
 # ---- decoding ------------------------------------------------------------------------------------
 
 
+@settings(max_examples=40)
 @given(ANGLES, BINS, st.sampled_from([FULL, QUARTER]))
 def test_a_sure_prediction_is_read_back(angle, bins, span):
     found = PoseBins("rotation", bins, span).decode(sure_of(angle, bins, span))
@@ -85,6 +86,7 @@ def test_bad_bins_are_refused_by_name(arguments, message):
 # ---- the loss, and the truth ---------------------------------------------------------------------
 
 
+@settings(max_examples=40)
 @given(ANGLES)
 def test_the_loss_is_least_at_the_pose_that_undoes_what_was_applied(angle):
     bins, true = PoseBins("rotation", 36), true_params(rotation(angle), "rotation")
@@ -95,6 +97,7 @@ def test_the_loss_is_least_at_the_pose_that_undoes_what_was_applied(angle):
     assert bins.loss(sure_of(angle), true).item() > 0.1 or apart(angle, -angle) < 0.2
 
 
+@settings(max_examples=40)
 @given(ANGLES)
 def test_modulo_90_degrees_a_quarter_turn_costs_nothing(angle):
     bins = PoseBins("rotation", 12, QUARTER)

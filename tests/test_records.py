@@ -104,6 +104,10 @@ def test_a_folder_without_records_is_refused_and_so_is_the_same_run_twice(tmp_pa
     record = made_up.record()
     records.write(record, tmp_path / "small" / "a.json")
     (tmp_path / "other.json").write_text("[]")  # not in a study's folder
+    elsewhere = records.write(record, tmp_path / "other" / "a.json")
+    with pytest.raises(records.RecordError, match=r"a\.json: belongs to study 'small'"):
+        records.load(tmp_path)
+    elsewhere.unlink()
     assert records.load(tmp_path) == {"small": [record]}
     records.write(record | dict(arm="another name"), tmp_path / "small" / "b.json")
     with pytest.raises(records.RecordError, match=r"b\.json: is the same run as .*a\.json"):

@@ -1,71 +1,90 @@
-"""The model: its size, its start at the identity, and that a picture moves the way theta says."""
+"""STNClassifier and build_model: networks, sizes, the start, what the classifier sees."""
 
+import copy
 import math
+import threading
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
 from torch import nn
 
-from stn_cifar.classifier import Residual
-from stn_cifar.config import Config
-from stn_cifar.stn import CIFAR10_MEAN, CIFAR10_STD, build_model
-from stn_cifar.transforms import FAMILIES
+from stn_cifar import Config, SpatialTransformer, STNClassifier, build_model
+from stn_cifar.classifier import CLASSIFIERS, Classifier, Residual
+from stn_cifar.data import Data, Split
+from stn_cifar.localization import LOCALIZATIONS, Localization
+from stn_cifar.presets import PRESETS
+from stn_cifar.stn import CIFAR10_MEAN, CIFAR10_STD
+from stn_cifar.transforms import FAMILIES, Family
+
+NETWORKS = [dict(model="compact"), dict(model="strong", width=0.1), dict(model="light"),
+            dict(model="p4")]
 
 
-def config(**fields):
-    return Config(device="cpu", **fields)
-
-
-def pictures(count=4, channels=3, size=32, seed=0):
+def images(count=4, channels=3, size=32, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(256, (count, channels, size, size), dtype=torch.uint8, generator=generator)
+    shape = (count, channels, size, size)
+    return torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+
+
+def build(channels=3, size=32, classes=10, **fields):
+    """A model for such images, from the tutorial's Config with `fields`."""
+    split = Split(images(1, channels, size), torch.zeros(1, dtype=torch.int64))
+    return build_model(Config(device="cpu", **fields), Data(split, classes=range(classes)))
 
 
 def fresh(**fields):
-    return build_model(config(**fields)).eval()
+    return build(**fields).eval()
 
 
-def answering(params, **fields):
-    """A model whose localization network answers `params` for every picture."""
+def predicting(params, **fields):
+    """A model whose localization network predicts `params` for every image."""
     model = fresh(**fields)
-    with torch.no_grad():
-        model.localization.regressor[-1].bias.copy_(torch.tensor(params))
+    model.transformer.localization.regressor[-1].bias.data = torch.tensor(params)
     return model
 
 
-def looking(seed=0, **fields):
-    """A model whose localization network answers something else for every picture, not far from the identity."""
+def last_layer(model):
+    layers = [m for m in model.transformer.modules() if isinstance(m, nn.Linear)]
+    return layers[-1]
+
+
+def looking(scale=0.3, **fields):
+    """A model that predicts something else for each image, not far from the identity."""
     model = fresh(**fields)
-    last = model.localization.regressor[-1]
-    with torch.no_grad():
-        last.weight.copy_(0.3 * torch.randn(last.weight.shape, generator=torch.Generator().manual_seed(seed)))
+    nn.init.normal_(last_layer(model).weight, std=scale,
+                    generator=torch.Generator().manual_seed(0))
     return model
 
 
-def seen_by_classifier(model, images):
-    """The classifier's input while `model` answers `images`, and the logits."""
+def classifier_input(model, batch):
+    """The classifier's input while `model` predicts, and the logits."""
     seen = []
     handle = model.classifier.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     try:
-        logits = model(images)
+        logits = model(batch)
     finally:
         handle.remove()
     assert len(seen) == 1
     return seen[0], logits
 
 
-def normalized(images):
+def normalized(batch):
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (CIFAR10_MEAN, CIFAR10_STD))
-    return (images - mean) / std
+    return (batch - mean) / std
 
 
 def count(module):
     return sum(p.numel() for p in module.parameters())
 
 
-# ---- size and shape -------------------------------------------------------------------------------------------------
+def same(state, other):
+    return state.keys() == other.keys() and all(torch.equal(state[k], other[k]) for k in state)
+
+
+# ---- size and shape ------------------------------------------------------------------------------
 
 
 def test_the_tutorial_has_39884_parameters_in_the_original_layers():
@@ -73,149 +92,137 @@ def test_the_tutorial_has_39884_parameters_in_the_original_layers():
     assert count(model) == 39_884 and all(p.requires_grad for p in model.parameters())
 
     def layers(module):
-        return [repr(layer).partition(", bias")[0] for layer in module.modules() if not list(layer.children())]
+        return [repr(layer).partition(", bias")[0] for layer in module.modules()
+                if not list(layer.children())]
 
-    pool, relu = repr(nn.MaxPool2d(2)), "ReLU()"
-    flat = "Flatten(start_dim=1, end_dim=-1)"
-    assert layers(model.localization) == [
+    pool, relu, flat = repr(nn.MaxPool2d(2)), "ReLU()", "Flatten(start_dim=1, end_dim=-1)"
+    assert layers(model.transformer.localization) == [
         "Conv2d(3, 8, kernel_size=(7, 7), stride=(1, 1))", pool, relu,
         "Conv2d(8, 10, kernel_size=(5, 5), stride=(1, 1))", pool, relu, flat,
         "Linear(in_features=160, out_features=32", relu, "Linear(in_features=32, out_features=6"]
     assert layers(model.classifier) == [
         "Conv2d(3, 10, kernel_size=(5, 5), stride=(1, 1))", pool, relu,
-        "Conv2d(10, 20, kernel_size=(5, 5), stride=(1, 1))", "Dropout2d(p=0.5, inplace=False)", pool, relu, flat,
-        "Linear(in_features=500, out_features=50", relu, "Dropout(p=0.5, inplace=False)",
-        "Linear(in_features=50, out_features=10"]
-
-
-@pytest.mark.parametrize(("size", "channels", "localized", "classified"), [
-    (32, 3, 160, 500), (28, 1, 90, 320), (64, 3, 1440, 3380), (33, 3, 160, 500)])
-def test_other_sizes_and_channels_are_derived_and_train(size, channels, localized, classified):
-    model = looking(image_size=size, channels=channels).train()
-    assert model.localization.regressor[0].in_features == localized
-    assert model.classifier.head[0].in_features == classified
-    logits = model(pictures(5, channels, size))
-    assert logits.shape == (5, 10)
-    nn.functional.cross_entropy(logits, torch.arange(5)).backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-    # to the first layer of each network something gets through
-    assert model.localization.features[0].weight.grad.abs().sum() > 0
-    assert model.classifier.features[0].weight.grad.abs().sum() > 0
+        "Conv2d(10, 20, kernel_size=(5, 5), stride=(1, 1))", "Dropout2d(p=0.5, inplace=False)",
+        pool, relu, flat, "Linear(in_features=500, out_features=50", relu,
+        "Dropout(p=0.5, inplace=False)", "Linear(in_features=50, out_features=10"]
 
 
 def test_a_seed_starts_the_tutorial_as_it_always_did():
-    """Its records stand for good: layer after layer, and one draw of a dropout while the features were measured."""
-    model = build_model(config(seed=5))
+    """Its records stand: layer after layer, and one sample of a dropout in between."""
+    model = build_model(Config(device="cpu", seed=5))
     with torch.random.fork_rng():
         torch.manual_seed(5)
         layers = [nn.Conv2d(3, 10, 5), nn.Conv2d(10, 20, 5)]
-        nn.functional.dropout2d(torch.zeros(1, 20, 10, 10))
-        layers += [nn.Linear(500, 50), nn.Linear(50, 10), nn.Conv2d(3, 8, 7), nn.Conv2d(8, 10, 5), nn.Linear(160, 32)]
-    found = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-    assert len(found) == len(layers) + 1  # the last is set to the identity
+        F.dropout2d(torch.zeros(1, 20, 10, 10))
+        layers += [nn.Linear(500, 50), nn.Linear(50, 10), nn.Conv2d(3, 8, 7), nn.Conv2d(8, 10, 5),
+                   nn.Linear(160, 32)]
+    # the transformer stands before the classifier, and is made after it; its last layer is set
+    found = [layer for part in (model.classifier, model.transformer) for layer in part.modules()
+             if isinstance(layer, nn.Conv2d | nn.Linear)]
+    assert len(found) == len(layers) + 1
     for layer, expected in zip(found, layers, strict=False):
-        assert torch.equal(layer.weight, expected.weight) and torch.equal(layer.bias, expected.bias)
+        assert same(layer.state_dict(), expected.state_dict())
 
 
-def test_the_compact_network_has_no_more_parameters_than_the_tutorials_and_a_limit():
-    sizes = {name: count(build_model(Config.preset(name, device="cpu"))) for name in ("tutorial", "compact")}
-    assert sizes["compact"] <= min(40_000, sizes["tutorial"])
+@pytest.mark.parametrize(("size", "channels", "localized", "classified"), [
+    (32, 3, 160, 500), (28, 1, 90, 320), (64, 3, 1440, 3380), (33, 5, 160, 500)])
+def test_other_sizes_and_channels_are_derived_and_train(size, channels, localized, classified):
+    model = looking(size=size, channels=channels).train()
+    localization = model.transformer.localization
+    assert localization.regressor[0].in_features == localized
+    assert model.classifier.head[0].in_features == classified
+    logits = model(images(5, channels, size))
+    F.cross_entropy(logits, torch.arange(5)).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    # to the first layer of each network something gets through
+    for part in (localization, model.classifier):
+        assert part.features[0].weight.grad.abs().max() > 1e-6
 
 
-NETWORKS = [dict(model="compact"), dict(model="strong", width=0.1), dict(model="light")]
+def test_the_compact_preset_has_no_more_parameters_than_the_tutorials_and_a_limit():
+    sizes = [count(build_model(Config.preset(name, device="cpu"))) for name in ("compact",
+                                                                                "tutorial")]
+    assert sizes[0] <= min(40_000, sizes[1])
 
 
-@pytest.mark.parametrize("fields", [dict(), dict(num_classes=7), dict(channels=1), dict(image_size=20),
-                                    dict(image_size=48, output_size=32), dict(output_size=17), dict(transform="tps"),
-                                    dict(stn=False), dict(iterations=2)])
+@pytest.mark.parametrize("fields", [
+    dict(), dict(classes=7), dict(channels=1), dict(size=24), dict(size=48, output_size=32),
+    dict(output_size=16), dict(transform="tps"), dict(stn=False), dict(iterations=2)])
 @pytest.mark.parametrize("network", NETWORKS)
-def test_the_other_networks_take_every_picture_and_return_its_logits(network, fields):
-    images = pictures(3, fields.get("channels", 3), fields.get("image_size", 32))
+def test_the_other_networks_take_every_image_and_return_its_logits(network, fields):
+    batch = images(3, fields.get("channels", 3), fields.get("size", 32))
     model = fresh(**network, **fields)
-    logits = model(images)
-    assert logits.shape == (3, fields.get("num_classes", 10)) and logits.isfinite().all()
+    logits = model(batch)
+    assert logits.shape == (3, fields.get("classes", 10)) and logits.isfinite().all()
     assert not torch.allclose(logits[0], logits[1], atol=1e-6)  # it looks
-    alone = torch.cat([model(image[None]) for image in images])  # nobody's answer depends on the rest of the batch
+    alone = torch.cat([model(image[None]) for image in batch])  # whatever else is in the batch
     torch.testing.assert_close(alone, logits, atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize("fields", [dict(model="tutorial"), *NETWORKS])
-def test_each_model_has_the_classifier_of_its_name(fields):
-    assert type(fresh(**fields).classifier).__name__ == f"{fields['model'].capitalize()}Classifier"
 
 
 def test_a_residual_block_adds_to_what_comes_in():
     x = torch.linspace(-1, 1, 5)
-    assert torch.equal(Residual(nn.ReLU(), nn.Threshold(0.6, 7.0))(x), x + torch.tensor([7.0, 7, 7, 7, 1]))
+    block = Residual(nn.ReLU(), nn.Threshold(0.6, 7.0))
+    assert torch.equal(block(x), x + torch.tensor([7.0, 7, 7, 7, 1]))
 
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_width_sets_the_channels_of_the_classifier_alone(network):
-    narrow, wide = (fresh(**{**network, "width": width}) for width in (0.2, 0.4))
-    assert 3 < count(wide.classifier) / count(narrow.classifier) < 4.5  # channels in times channels out
-    assert count(wide.localization) == count(narrow.localization)
-    assert fresh(**{**network, "width": 0.1})(pictures()).shape == (4, 10)
+    narrow, wide = (fresh(**{**network, "width": width}) for width in (0.25, 0.5))
+    assert 3 < count(wide.classifier) / count(narrow.classifier) < 4.5  # channels in times out
+    assert count(wide.transformer) == count(narrow.transformer)
+    assert fresh(**{**network, "width": 0.1})(images()).shape == (4, 10)
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("field", ["image_size", "output_size"])
-def test_a_picture_too_small_for_the_other_networks_is_refused_when_they_are_built(network, field):
+@pytest.mark.parametrize("localization", ["light", "p4"])
+def test_localization_width_sets_the_channels_of_the_localization_network_alone(localization):
+    fields = dict(model="light", localization=localization, transform="rotation", pose_bins=36,
+                  pose_weight=1.0)
+    narrow, wide = (fresh(**fields, localization_width=width) for width in (1, 2))
+    assert count(wide.transformer) / count(narrow.transformer) > 3
+    assert count(wide.classifier) == count(narrow.classifier)
+
+
+@pytest.mark.parametrize("network", [dict(), *NETWORKS[:3]])
+@pytest.mark.parametrize("field", ["size", "output_size"])
+def test_an_image_too_small_for_the_networks_is_refused_when_they_are_built(network, field):
     sizes = {}
-    for size in (1, 2, 3, 4, 5, 6, 7, 8, 12, 16):
+    for size in (1, 2, 3, 4, 5, 6, 7, 8, 12, 15, 16, 17, 18, 32):
         try:
-            sizes[size] = build_model(config(**network, **{field: size}))
+            sizes[size] = build(**network, **{field: size})
         except ValueError as error:
-            assert str(error).startswith(f"image_size or output_size: {size} pixels are too few")
-    assert 1 not in sizes and 16 in sizes and list(sizes) == [s for s in (*range(1, 9), 12, 16) if s >= min(sizes)]
+            assert str(error).startswith(f"image size: {size} x {size} pixels are too few")
+            assert not sizes  # none smaller was taken
+    assert 1 not in sizes and 32 in sizes
     for size, model in sizes.items():  # and what was built works
-        assert model.eval()(pictures(2, 3, size if field == "image_size" else 32)).isfinite().all()
+        batch = images(2, 3, size if field == "size" else 32)
+        assert model.eval()(batch).isfinite().all()
 
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_fresh_network_has_seen_nothing_yet_and_is_ready_to_be_trained(network):
-    model = build_model(config(**network))
+    model = build(**network)
     layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
     assert layers and all(module.training for module in model.modules())
     for layer in layers:
-        assert not layer.running_mean.any() and (layer.running_var == 1).all() and not layer.num_batches_tracked
+        assert not layer.running_mean.any() and (layer.running_var == 1).all()
+        assert not layer.num_batches_tracked
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-def test_the_other_controls_have_the_same_classifier_from_the_same_start(network):
-    with_stn, without = (build_model(config(**network, stn=stn)) for stn in (True, False))
-    assert without.localization is None
-    states = with_stn.classifier.state_dict(), without.classifier.state_dict()
-    other = build_model(config(**network, stn=False, seed=1)).classifier.state_dict()
-    assert states[0].keys() == states[1].keys()
-    assert all(torch.equal(states[0][key], states[1][key]) for key in other)
-    assert not all(torch.equal(states[1][key], other[key]) for key in other)
-
-
-def test_number_of_classes_and_family_set_the_last_layers():
-    assert fresh(num_classes=7)(pictures()).shape == (4, 7)
-    for name, family in FAMILIES.items():
-        assert fresh(transform=name).localization.regressor[-1].out_features == family.num_params
-
-
-@pytest.mark.parametrize(("stn", "smallest"), [(True, 18), (False, 16)])
-def test_an_image_too_small_for_the_layers_is_refused(stn, smallest):
-    assert fresh(image_size=smallest, stn=stn)(pictures(size=smallest)).shape == (4, 10)
-    for size in (smallest - 1, 5, 1):
-        with pytest.raises(ValueError, match=rf"^image_size or output_size: {size} pixels are too few"):
-            build_model(config(image_size=size, stn=stn))
-
-
-# ---- the start ------------------------------------------------------------------------------------------------------
+# ---- the start -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_fresh_model_shows_the_classifier_its_input(name, dtype):
-    images = pictures() if dtype == torch.uint8 else pictures().to(dtype) / 255
-    warped, theta = fresh(transform=name).transform(images)
-    torch.testing.assert_close(warped, pictures() / 255, atol=1e-5, rtol=0)
-    family = FAMILIES[name]
-    torch.testing.assert_close(theta, family.theta(family.identity()[None]).expand_as(theta))
+@pytest.mark.parametrize("fields", [
+    *(dict(transform=name) for name in FAMILIES), dict(padding_mode="border"),
+    dict(padding_mode="reflection"), dict(iterations=3), dict(size=45), dict(channels=1)])
+def test_a_fresh_model_shows_the_classifier_its_input(fields, dtype):
+    batch = images(channels=fields.get("channels", 3), size=fields.get("size", 32))
+    given = batch if dtype == torch.uint8 else batch.to(dtype) / 255
+    model = fresh(**fields)
+    warped, theta = model.transform(given)
+    torch.testing.assert_close(warped, batch / 255, atol=1e-6, rtol=0)
+    family = model.transformer.family
+    assert torch.equal(theta, family.theta(family.identity()[None]).expand_as(theta))
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -223,248 +230,298 @@ def test_a_fresh_model_shows_the_classifier_its_input(name, dtype):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_other_networks_start_there_too_in_training_as_well(name, network, training):
     model = fresh(transform=name, **network).train(training)
-    warped, theta = model.transform(pictures())
-    torch.testing.assert_close(warped, pictures() / 255, atol=1e-5, rtol=0)
-    torch.testing.assert_close(theta, model.family.theta(model.family.identity()[None]).expand_as(theta))
-
-
-@pytest.mark.parametrize("fields", [dict(padding_mode="border"), dict(padding_mode="reflection"), dict(iterations=3),
-                                    dict(interpolation="bicubic"), dict(image_size=45), dict(channels=1)])
-def test_a_fresh_model_does_so_in_every_setting(fields):
-    images = pictures(channels=fields.get("channels", 3), size=fields.get("image_size", 32))
-    torch.testing.assert_close(fresh(**fields).transform(images)[0], images / 255, atol=1e-5, rtol=0)
+    assert torch.equal(model.transformer(model.normalize(images())).warped,
+                       model.normalize(images()))
 
 
 def test_one_seed_gives_one_start_and_another_seed_another():
-    first, again, other = (build_model(config(seed=seed)).state_dict() for seed in (5, 5, 6))
-    assert all(torch.equal(first[key], again[key]) for key in first)
+    first, again, other = (build(seed=seed).state_dict() for seed in (5, 5, 6))
+    assert same(first, again)
     random = [key for key in first if "regressor.2" not in key]  # the last layer is no one's choice
     assert len(random) == len(first) - 2
     assert not any(torch.equal(first[key], other[key]) for key in random)
 
 
+@pytest.mark.parametrize("network", [dict(), *NETWORKS])
+def test_the_control_has_the_same_classifier_from_the_same_start(network):
+    with_stn, without, other = (build(**network, **fields).classifier.state_dict() for fields in
+                                (dict(), dict(stn=False), dict(stn=False, seed=1)))
+    assert same(with_stn, without) and not same(without, other)
+
+
 def test_building_neither_reads_nor_moves_the_global_random_state():
-    torch.manual_seed(1)
-    before = torch.random.get_rng_state()
-    first = build_model(config()).state_dict()
-    assert torch.equal(torch.random.get_rng_state(), before)
-    torch.manual_seed(2)
-    second = build_model(config()).state_dict()
-    assert all(torch.equal(first[key], second[key]) for key in first)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        before = torch.random.get_rng_state()
+        first = build().state_dict()
+        assert torch.equal(torch.random.get_rng_state(), before)
+        torch.manual_seed(2)
+        assert same(first, build().state_dict())
+
+
+def test_two_threads_build_what_each_would_alone():
+    alone = [build(model="light", seed=seed).state_dict() for seed in (0, 1)]
+    built, start = {}, threading.Barrier(2)
+
+    def work(seed):
+        start.wait()
+        built[seed] = [build(model="light", seed=seed).state_dict() for _ in range(10)]
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed in (0, 1):
+        assert all(same(state, alone[seed]) for state in built[seed])
 
 
 def test_saved_weights_hold_what_is_learned_and_nothing_else():
-    state = build_model(config()).state_dict()
-    assert {key.split(".")[0] for key in state} == {"localization", "classifier"}
+    keys = build().state_dict().keys()
+    assert {".".join(key.split(".")[:2]) for key in keys} == {
+        "transformer.localization", "classifier.features", "classifier.head"}
 
 
-# ---- the right way --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_copy_is_the_same_model_and_no_part_of_the_first(preset):
+    config = Config.preset(preset, device="cpu", **({"width": 0.1} if preset == "strong" else {}))
+    model = build_model(config).eval()
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin(images()), model(images())) and twin.config == model.config == config
+    nn.init.zeros_(next(twin.classifier.parameters()))
+    assert not same(twin.state_dict(), model.state_dict())
+    twin.load_state_dict(model.state_dict())
+    assert same(twin.state_dict(), model.state_dict())
 
 
-def scipys_warp(images, theta):
-    """The warp of `images` (B, C, S, S) in [0, 1] by a 2 x 3 theta, the mean colour outside; by scipy, in float64."""
-    size = images.shape[-1]
-    theta = np.asarray(theta, dtype=np.float64).reshape(2, 3)
+# ---- the right way -------------------------------------------------------------------------------
+
+
+def scipys_warp(batch, theta):
+    """`batch` (B, C, S, S) in [0, 1] warped by a 2 x 3 theta, the mean colour outside; by scipy."""
+    size = batch.shape[-1]
+    theta, middle = np.asarray(theta, dtype=np.float64).reshape(2, 3), (size - 1) / 2
     # from (x, y) in [-1, 1] to (row, column) in pixels: p = (u + 1) size / 2 - 1 / 2
     linear, shift = theta[::-1, 1::-1], theta[::-1, 2] * size / 2
-    middle = (size - 1) / 2
     offset = middle + shift - linear @ np.array([middle, middle])
-    warped = np.empty(images.shape)
-    for i, image in enumerate(images.double().numpy()):
+    warped = np.empty(batch.shape)
+    for i, image in enumerate(batch.double().numpy()):
         for c, mean in enumerate(CIFAR10_MEAN):
-            warped[i, c] = mean + ndimage.affine_transform(image[c] - mean, linear, offset, order=1,
-                                                           mode="grid-constant", cval=0)
+            warped[i, c] = mean + ndimage.affine_transform(
+                image[c] - mean, linear, offset, order=1, mode="grid-constant", cval=0)
     return torch.from_numpy(warped).float()
 
 
 @pytest.mark.parametrize("theta", [
-    [1, 0, 0.25, 0, 1, 0], [1, 0, 0, 0, 1, -0.4], [0.866, -0.5, 0, 0.5, 0.866, 0], [1.5, 0, 0, 0, 1.5, 0],
-    [0.9, -0.3, 0.2, 0.4, 1.3, -0.1]])
-def test_a_known_theta_moves_the_picture_as_scipy_does(theta):
-    warped, answered = answering([float(t) for t in theta]).transform(pictures())
-    assert torch.equal(answered, torch.tensor(theta, dtype=torch.float32).view(1, 2, 3).expand(4, 2, 3))
-    torch.testing.assert_close(warped, scipys_warp(pictures() / 255, theta), atol=1e-4, rtol=0)
+    [1.0, 0, 0.25, 0, 1, 0], [1.0, 0, 0, 0, 1, -0.4], [0.866, -0.5, 0, 0.5, 0.866, 0],
+    [1.5, 0, 0, 0, 1.5, 0], [0.9, -0.3, 0.2, 0.4, 1.3, -0.1]])
+def test_a_known_theta_moves_the_image_as_scipy_does(theta):
+    warped, found = predicting(theta).transform(images())
+    assert torch.equal(found, torch.tensor(theta).view(1, 2, 3).expand(4, 2, 3))
+    torch.testing.assert_close(warped, scipys_warp(images() / 255, theta), atol=1e-4, rtol=0)
 
 
 def test_a_shift_to_the_right_in_theta_moves_the_content_left():
     # a quarter of a half-width of 16 pixels
-    warped, _ = answering([0.25, 0.0], transform="translation").transform(pictures())
-    torch.testing.assert_close(warped[..., :-4], pictures()[..., 4:] / 255, atol=1e-5, rtol=0)
-    mean = torch.tensor(CIFAR10_MEAN).view(1, 3, 1, 1)
-    torch.testing.assert_close(warped[..., -4:], mean.expand(4, 3, 32, 4), atol=1e-6, rtol=0)  # outside: mean colour
+    warped, _ = predicting([0.25, 0.0], transform="translation").transform(images())
+    torch.testing.assert_close(warped[..., :-4], images()[..., 4:] / 255, atol=1e-5, rtol=0)
+    mean = torch.tensor(CIFAR10_MEAN).view(1, 3, 1, 1).expand(4, 3, 32, 4)  # what lies outside
+    torch.testing.assert_close(warped[..., -4:], mean, atol=1e-6, rtol=0)
 
 
 def test_a_positive_quarter_turn_turns_the_content_counter_clockwise():
-    warped, _ = answering([math.pi / 2], transform="rotation").transform(pictures())
-    torch.testing.assert_close(warped, torch.rot90(pictures(), 1, (2, 3)) / 255, atol=1e-4, rtol=0)
+    warped, _ = predicting([math.pi / 2], transform="rotation").transform(images())
+    torch.testing.assert_close(warped, torch.rot90(images(), 1, (2, 3)) / 255, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("training", [False, True])
 def test_transform_shows_the_very_input_of_the_classifier(name, training):
     model = looking(transform=name).train(training)
-    warped, theta = model.transform(pictures())
-    assert not torch.allclose(warped, pictures() / 255, atol=0.05)  # it does something
-    assert not torch.allclose(theta[0], theta[1], atol=1e-3)  # and not the same for every picture
-    seen, logits = seen_by_classifier(model, pictures())
+    warped, theta = model.transform(images())
+    assert not torch.allclose(warped, images() / 255, atol=0.05)  # it does something
+    assert not torch.allclose(theta[0], theta[1], atol=1e-3)  # and not the same for every image
+    seen, logits = classifier_input(model, images())
     torch.testing.assert_close(seen, normalized(warped), atol=1e-5, rtol=0)
-    assert torch.equal(seen, model.align(model.normalize(pictures())).warped)  # which is what the trainer calls
     if not training:
         assert torch.equal(logits, model.classifier(seen))
+        again, alignment = model(images(), return_alignment=True)
+        assert torch.equal(again, logits) and torch.equal(alignment.warped, seen)
+        assert torch.equal(alignment.theta, theta)
 
 
-def test_uint8_and_float_pictures_give_the_same_logits():
+def test_known_poses_go_to_the_transformer():
+    model, true = looking(transform="rotation"), torch.tensor([[0.1], [0.2], [0.3], [0.4]])
+    _, alignment = model(images(), true, return_alignment=True)
+    assert torch.equal(alignment.theta, FAMILIES["rotation"].theta(true))
+    _, alignment = model(images(), true, teacher_forcing=0.0, return_alignment=True)
+    assert torch.equal(alignment.theta, model.transform(images())[1])
+
+
+def test_uint8_and_float_images_give_the_same_logits():
     model = looking()
-    for images in (pictures() / 255, pictures().double() / 255):
-        torch.testing.assert_close(model(images), model(pictures()), atol=1e-5, rtol=1e-5)
+    for batch in (images() / 255, images().double() / 255):
+        torch.testing.assert_close(model(batch), model(images()), atol=1e-5, rtol=1e-5)
 
 
-def test_pictures_are_normalized_once_by_the_mean_and_deviation_of_cifar10():
-    seen, _ = seen_by_classifier(fresh(), pictures())
-    torch.testing.assert_close(seen, normalized(pictures() / 255), atol=1e-5, rtol=0)
-    seen, _ = seen_by_classifier(fresh(channels=1), pictures(channels=1))
-    torch.testing.assert_close(seen, (pictures(channels=1) / 255 - 0.5) / 0.25, atol=1e-5, rtol=0)
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_images_are_normalized_once_by_cifar10s_mean_and_deviation(channels):
+    """Of other than three channels, by a middle grey."""
+    batch = images(channels=channels)
+    seen, _ = classifier_input(fresh(channels=channels), batch)
+    expected = normalized(batch / 255) if channels == 3 else (batch / 255 - 0.5) / 0.25
+    torch.testing.assert_close(seen, expected, atol=1e-5, rtol=0)
 
 
 def test_dropout_is_for_training_only():
     model = fresh()
-    assert torch.equal(model(pictures()), model(pictures()))
+    assert torch.equal(model(images()), model(images()))
     model.train()
-    assert not torch.equal(model(pictures()), model(pictures()))
+    assert not torch.equal(model(images()), model(images()))
 
 
-# ---- without a transformer ------------------------------------------------------------------------------------------
-
-
-def test_the_control_has_the_same_classifier_and_no_transformer():
+def test_without_a_transformer_the_classifier_sees_the_images():
     model = fresh(stn=False)
-    assert model.localization is None and not any("localization" in name for name, _ in model.named_parameters())
-    assert count(model) == count(fresh().classifier) == 31_340
-    warped, theta = model.transform(pictures())
-    torch.testing.assert_close(warped, pictures() / 255, atol=1e-6, rtol=0)
+    assert count(model) == count(fresh().classifier) == 31_340 and not count(model.transformer)
+    warped, theta = model.transform(images())
+    torch.testing.assert_close(warped, images() / 255, atol=1e-6, rtol=0)
     assert torch.equal(theta, torch.eye(2, 3).expand(4, 2, 3))
-    seen, logits = seen_by_classifier(model, pictures())
-    assert torch.equal(seen, model.normalize(pictures())) and torch.equal(logits, model.classifier(seen))
-
-
-# ---- iterations, sizes, sampling ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.is_matrix])
-def test_two_iterations_sample_the_original_once_through_the_composed_theta(name):
-    model = looking(transform=name, iterations=2)
-    x = model.normalize(pictures())
-
-    def square(theta):
-        return theta if theta.shape[-2] == 3 else torch.cat([theta, torch.tensor([[[0.0, 0, 1]]]).expand(4, 1, 3)], 1)
-
-    def warp(images, theta):
-        grid = model.family.grid_of(theta if theta.shape[-2] == model_rows else theta[:, :2], 32)
-        return nn.functional.grid_sample(images, grid, align_corners=False)
-
-    model_rows = model.family.theta(model.family.identity()[None]).shape[-2]
-    first = square(model.family.theta(model.localization(x)))
-    once = warp(x, first)
-    second = square(model.family.theta(model.localization(once)))
-    composed = first @ second
-    composed = composed / composed[:, 2:, 2:]
-    warped, theta, *_ = model.align(x)
-    torch.testing.assert_close(square(theta), composed, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(warped, warp(x, composed), atol=1e-3, rtol=0)
-    # neither the first step alone, nor the picture sampled twice, with its borders and blur piled up
-    assert not torch.allclose(warped, once, atol=0.05)
-    assert not torch.allclose(warped, warp(once, second), atol=0.05)
-
-
-def test_each_iteration_adds_to_those_before():
-    _, theta = answering([math.radians(20)], transform="rotation", iterations=3).transform(pictures())
-    torch.testing.assert_close(torch.atan2(theta[:, 1, 0], theta[:, 0, 0]), torch.full((4,), math.radians(60)))
+    seen, logits = classifier_input(model, images())
+    assert torch.equal(seen, model.normalize(images()))
+    assert torch.equal(logits, model.classifier(seen))
 
 
 @pytest.mark.parametrize("stn", [True, False])
 def test_output_size_is_what_the_classifier_gets(stn):
     model = fresh(output_size=20, stn=stn)
     assert model.classifier.head[0].in_features == 20 * 2 * 2
-    seen, logits = seen_by_classifier(model, pictures())
-    assert seen.shape == (4, 3, 20, 20) and logits.shape == (4, 10)
-    warped, _ = model.transform(pictures())
-    # between the pixels' centres: what bilinear interpolation to another size does
-    expected = nn.functional.interpolate(pictures() / 255, size=20, mode="bilinear", align_corners=False)
+    warped, _ = model.transform(images())
+    expected = F.interpolate(images() / 255, size=20, mode="bilinear", align_corners=False)
     torch.testing.assert_close(warped, expected, atol=1e-5, rtol=0)
 
 
-def test_supersampling_averages_a_finer_grid():
-    model = answering([1.0, 0, 0, 0, 1.0, 0], supersample=2, output_size=16)
-    warped, _, grid, _ = model.align(model.normalize(pictures()))
-    assert grid.shape == (4, 32, 32, 2) and warped.shape == (4, 3, 16, 16)
-    expected = nn.functional.avg_pool2d(model.normalize(pictures()), 2)  # every sample falls on a pixel's centre
-    torch.testing.assert_close(warped, expected, atol=1e-4, rtol=0)
+def test_padding_and_supersampling_are_the_configs():
+    shift, edge = [0.25, 0.0], images()[..., -4:] / 255
+    for padding, expected in dict(border=edge[..., -1:].expand(4, 3, 32, 4),
+                                  reflection=edge.flip(3)).items():
+        model = predicting(shift, transform="translation", padding_mode=padding)
+        torch.testing.assert_close(model.transform(images())[0][..., -4:], expected, atol=1e-5,
+                                   rtol=0)
+    warped, _ = fresh(supersample=2, output_size=16).transform(images())
+    torch.testing.assert_close(warped, F.avg_pool2d(images() / 255, 2), atol=1e-5, rtol=0)
 
 
-def test_padding_and_interpolation_are_the_configs():
-    shift = [0.25, 0.0]
-    edge = pictures()[..., -1:] / 255
-    border, _ = answering(shift, transform="translation", padding_mode="border").transform(pictures())
-    torch.testing.assert_close(border[..., -4:], edge.expand(4, 3, 32, 4), atol=1e-5, rtol=0)
-    mirror, _ = answering(shift, transform="translation", padding_mode="reflection").transform(pictures())
-    torch.testing.assert_close(mirror[..., -4:], pictures()[..., -4:].flip(3) / 255, atol=1e-5, rtol=0)
-    bilinear, bicubic = (answering([0.03, 0.0], transform="translation", interpolation=kind).transform(pictures())[0]
-                         for kind in ("bilinear", "bicubic"))
-    assert not torch.allclose(bilinear, bicubic, atol=0.02)
-    assert bicubic.min() >= 0 and bicubic.max() <= 1
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("fields", [
+    dict(), dict(iterations=2), dict(transform="tps", model="compact"),
+    dict(model="strong", width=0.1, transform="projective"),
+    dict(model="p4", localization="p4", transform="rotation", pose_bins=36, pose_weight=1.0),
+    dict(stn=False), dict(stn=False, output_size=20)])
+def test_a_model_in_another_precision_predicts_the_same(fields, dtype):
+    model = looking(0.03, **fields) if fields.get("stn", True) else fresh(**fields)
+    logits, alignment = model(images(), return_alignment=True)
+    tolerance = 1e-5 if dtype == torch.float64 else 0.02 if dtype == torch.float16 else 0.1
+    converted, fine = copy.deepcopy(model).to(dtype), torch.promote_types(dtype, torch.float32)
+    for batch in (images(), images() / 255, (images() / 255).to(dtype)):
+        found, other = converted(batch, return_alignment=True)
+        assert found.dtype == other.warped.dtype == dtype
+        assert "pose_bins" in fields or other.theta.dtype == other.grid.dtype == fine
+        assert (found - logits).abs().max() < tolerance * max(1, logits.abs().max())
+        assert (other.theta - alignment.theta).abs().max() < tolerance
 
 
-@pytest.mark.parametrize("iterations", [1, 2])
-def test_under_autocast_theta_and_grid_stay_float32(iterations):
-    model = looking(iterations=iterations)
-    answers = []
-    model.localization.register_forward_hook(lambda module, args, output: answers.append(output))
-    x = model.normalize(pictures())
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        warped, theta, grid, _ = model.align(x)
-        logits = model.classifier(warped)
-    assert logits.dtype == torch.bfloat16 and all(a.dtype == torch.bfloat16 for a in answers)  # it was on
-    assert theta.dtype == grid.dtype == warped.dtype == torch.float32
-    # and what follows the network's answer is computed in float32, not merely converted to it
-    if iterations == 1:
-        assert torch.equal(theta, model.family.theta(answers[0].float()))
-    assert torch.equal(grid, model.family.grid_of(theta, 32))
-    assert torch.equal(warped, nn.functional.grid_sample(x, grid, align_corners=False))
+# ---- one row is enough ---------------------------------------------------------------------------
 
 
-# ---- bad pictures ---------------------------------------------------------------------------------------------------
+def test_a_new_family_is_a_row(monkeypatch):
+    """A horizontal shift alone, through the very grid of the affine families."""
+    shift = Family("shift_x", 1, (0,), lambda params: FAMILIES["translation"].to_theta(
+        F.pad(params, (0, 1))), FAMILIES["affine"].to_grid)
+    with pytest.raises(ValueError, match=r"^transform: 'shift_x' is unknown"):
+        Config.preset("compact", transform="shift_x")
+    monkeypatch.setitem(FAMILIES, "shift_x", shift)
+    model = build_model(Config.preset("compact", transform="shift_x", iterations=2, device="cpu"))
+    model.eval()
+    torch.testing.assert_close(model.transform(images())[0], images() / 255, atol=1e-6, rtol=0)
+    last_layer(model).bias.data.fill_(0.125)  # twice: four pixels
+    warped, _ = model.transform(images())
+    torch.testing.assert_close(warped[..., :-4], images()[..., 4:] / 255, atol=1e-5, rtol=0)
+
+
+class Mean(nn.Module):
+    """Every output from the mean colour alone."""
+
+    def __init__(self, channels, size, outputs, width):
+        super().__init__()
+        self.layer = nn.Linear(channels, outputs)
+
+    def forward(self, images):
+        return self.layer(images.mean((2, 3)))
+
+
+@pytest.mark.parametrize(("table", "row", "fields"), [
+    (LOCALIZATIONS, Localization(Mean), dict(localization="mean", localization_width=2)),
+    (CLASSIFIERS, Classifier(Mean, "light"), dict(model="mean", width=2))])
+def test_a_new_network_is_a_row(monkeypatch, table, row, fields):
+    with pytest.raises(ValueError, match=f"^{next(iter(fields))}: 'mean' is unknown"):
+        Config.preset("tutorial", **fields)
+    monkeypatch.setitem(table, "mean", row)
+    model = build_model(Config.preset("tutorial", transform="tps", device="cpu", **fields)).eval()
+    part = model.classifier if "model" in fields else model.transformer.localization
+    assert type(part) is Mean and model(images()).shape == (4, 10)
+    torch.testing.assert_close(model.transform(images())[0], images() / 255, atol=1e-6, rtol=0)
+
+
+def test_it_is_made_of_any_transformer_and_classifier():
+    localization = nn.Sequential(nn.Flatten(), nn.Linear(2 * 12 * 20, 4))
+    classifier = nn.Sequential(nn.Flatten(), nn.Linear(2 * 12 * 20, 3))
+    model = STNClassifier(SpatialTransformer(localization, "similarity"), classifier,
+                          input_shape=(2, 12, 20), num_classes=3)
+    batch = torch.rand(5, 2, 12, 20, generator=torch.Generator().manual_seed(0))
+    assert model(batch).shape == (5, 3) and model.config is None
+    torch.testing.assert_close(model(batch), classifier((batch - 0.5) / 0.25), atol=1e-5, rtol=0)
+
+
+# ---- bad images ----------------------------------------------------------------------------------
 
 
 BAD_IMAGES = {
-    "above one": (pictures() / 128, r"from 0 to 1\.99.*\[0, 1\]"),
-    "below zero": (pictures() / 255 - 0.5, r"from -0\.5 .*\[0, 1\]"),
-    "normalized already": (normalized(pictures() / 255), r"normalizes by itself"),
+    "above one": (images() / 128, r"from 0 to 1\.99.*\[0, 1\]"),
+    "below zero": (images() / 255 - 0.5, r"from -0\.5 .*\[0, 1\]"),
+    "normalized already": (normalized(images() / 255), r"normalizes by itself"),
     "not a number": (torch.full((1, 3, 32, 32), math.nan), "nan.*without NaN"),
-    "one nan among many": (torch.where(torch.arange(32) == 7, math.nan, pictures() / 255), "without NaN"),
+    "one nan among many": (torch.where(torch.arange(32) == 7, math.nan, images() / 255),
+                           "without NaN"),
     "infinite": (torch.full((1, 3, 32, 32), math.inf), "inf"),
-    "one channel": (pictures(channels=1), r"shape \(4, 1, 32, 32\).*\(B, 3, 32, 32\)"),
-    "channels last": (pictures().permute(0, 2, 3, 1), r"shape \(4, 32, 32, 3\)"),
-    "another size": (pictures(size=28), r"shape \(4, 3, 28, 28\)"),
-    "not square": (pictures()[..., :30], r"shape \(4, 3, 32, 30\)"),
-    "one image": (pictures()[0], r"shape \(3, 32, 32\)"),
-    "five axes": (pictures()[None], r"shape \(1, 4, 3, 32, 32\)"),
-    "int64": (pictures().long(), r"dtype torch\.int64.*uint8"),
-    "bool": (pictures() > 127, r"dtype torch\.bool"),
-    "numpy": (pictures().numpy(), "ndarray.*tensor"),
+    "one channel": (images(channels=1), r"shape \(4, 1, 32, 32\).*\(B, 3, 32, 32\)"),
+    "channels last": (images().permute(0, 2, 3, 1), r"shape \(4, 32, 32, 3\)"),
+    "another size": (images(size=28), r"shape \(4, 3, 28, 28\)"),
+    "not square": (images()[..., :30], r"shape \(4, 3, 32, 30\)"),
+    "one image": (images()[0], r"shape \(3, 32, 32\)"),
+    "five axes": (images()[None], r"shape \(1, 4, 3, 32, 32\)"),
+    "int64": (images().long(), r"dtype torch\.int64.*uint8"),
+    "bool": (images() > 127, r"dtype torch\.bool"),
+    "numpy": (images().numpy(), "ndarray.*tensor"),
     "a list": ([[0.0]], "list.*tensor"),
 }
 
 
 @pytest.mark.parametrize("method", ["forward", "transform"])
 @pytest.mark.parametrize("kind", BAD_IMAGES)
-def test_bad_pictures_are_refused_by_name(kind, method):
-    images, message = BAD_IMAGES[kind]
+def test_bad_images_are_refused_by_name(kind, method):
+    batch, message = BAD_IMAGES[kind]
     with pytest.raises(ValueError, match=rf"^images: .*{message}"):
-        getattr(fresh(), method)(images)
+        getattr(fresh(), method)(batch)
 
 
-def test_pictures_at_the_limits_are_taken():
-    for images in (torch.zeros(1, 3, 32, 32), torch.ones(1, 3, 32, 32), torch.full((1, 3, 32, 32), 255).byte()):
-        assert fresh()(images).isfinite().all()
+def test_images_at_the_limits_are_taken():
+    for batch in (torch.zeros(1, 3, 32, 32), torch.ones(1, 3, 32, 32),
+                  torch.full((1, 3, 32, 32), 255).byte(), images()[:0]):
+        assert fresh()(batch).isfinite().all()
     with pytest.raises(ValueError, match=r"^images: "):
         fresh()(torch.full((1, 3, 32, 32), math.nextafter(1, 2), dtype=torch.float64))
+
+
+def test_in_training_values_are_not_looked_at():
+    """A GPU would wait for it at every step; `fit` has checked the data."""
+    assert build()(images() / 255 - 0.5).isfinite().all()

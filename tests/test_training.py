@@ -101,7 +101,7 @@ BINS = dict(model="light", transform="rotation", pose_weight=1.0, pose_bins=36)
 
 
 TUTORIAL = dict(learning_rate=0.1, epochs=20, batch_size=10)
-OTHERS = dict(learning_rate=0.02, momentum=0.9, epochs=8, batch_size=15, localization_lr_scale=0.2)
+OTHERS = dict(learning_rate=0.02, momentum=0.9, epochs=5, batch_size=15, localization_lr_scale=0.2)
 
 
 @pytest.mark.parametrize("fields", [
@@ -125,13 +125,11 @@ def test_every_network_learns_down_to_its_last_parameter(glyph_data, fields):
 def test_a_strangers_images_are_trained_on_and_evaluated(channels, size, classes):
     train, test = (random_split(count, channels, size, classes) for count in (90, 50))
     data = Data(train, test[:20], test, name="of a stranger")
-    for fields in (dict(), dict(model="compact", flip=True, shift=2, cutout=5),
-                   dict(distortion="rts", pose_weight=1.0)):
+    for fields in (dict(flip=True, shift=2, cutout=5), dict(distortion="rts", pose_weight=1.0)):
         model, (row,) = trained(data, **fields)
-        if "distortion" not in fields:
-            metrics = evaluate(model, test)
-            assert metrics.confusion.shape == (classes, classes) and metrics.confusion.sum() == 50
-        assert math.isfinite(row["train_loss"]) and model.num_classes == classes
+        assert math.isfinite(row["train_loss"]) and model.input_shape == (channels, size, size)
+        metrics = evaluate(model, test)
+        assert metrics.confusion.shape == (classes, classes) and metrics.confusion.sum() == 50
 
 
 def test_a_strangers_model_without_a_config_is_trained_as_the_given_one_says(glyph_data):
@@ -413,7 +411,13 @@ def process_state():
                 plots=dict(matplotlib.rcParams), backend=matplotlib.get_backend())
 
 
-@pytest.mark.parametrize("flush", [True, False])
+@pytest.fixture(params=[True, False])
+def flush(request):
+    torch.set_flush_denormal(request.param)
+    yield request.param
+    torch.set_flush_denormal(False)
+
+
 @pytest.mark.parametrize("end", ["well", "error", "stop"])
 def test_the_process_is_left_as_it_was_found(glyph_data, flush, end):
     class Mine(RuntimeError):
@@ -424,7 +428,6 @@ def test_the_process_is_left_as_it_was_found(glyph_data, flush, end):
             raise Mine if end == "error" else KeyboardInterrupt
 
     torch.manual_seed(11)
-    torch.set_flush_denormal(flush)
     before, model = process_state(), build_model(config(distortion="rotation", flip=True))
     assert process_state() == before
     try:
@@ -432,7 +435,7 @@ def test_the_process_is_left_as_it_was_found(glyph_data, flush, end):
             on_epoch_end=in_callback)
     except Mine:
         assert end == "error"
-    assert process_state() == before and not model.training
+    assert process_state() == before and before["flushed"] == flush and not model.training
     model.normalize = lambda images: 1 / 0
     with pytest.raises(ZeroDivisionError):  # also where it breaks off in the midst of an epoch
         fit(model, training_part(glyph_data, 20, poses=False), model.config)
@@ -460,13 +463,13 @@ AROUND = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode,
 
 
 @pytest.mark.parametrize("fields", [dict(precision="fp32"), dict(precision="bf16"),
-                                    dict(BINS, localization="p4", teacher_forcing=0.5)])
+                                    dict(BINS, batch_size=20, teacher_forcing=0.5)])
 @pytest.mark.parametrize("around", AROUND)
 def test_fit_within_another_context_gives_the_weights_of_without(glyph_data, around, fields):
     """Bit for bit: an outer autocast kept the casts of weights that had changed since."""
     data, runs = training_part(glyph_data, 40), []
     for context in (torch.enable_grad, AROUND[around]):
-        model = build_model(config(epochs=2, batch_size=10, **fields))
+        model = build_model(config(**dict(epochs=2, batch_size=10) | fields))
         with context():
             before = process_state()
             history = fit(model, data, model.config)

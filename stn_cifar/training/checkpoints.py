@@ -49,8 +49,8 @@ FREE = ("name", "data_root", "device")  # may differ between a run and its conti
 OPCODES = frozenset("""PROTO STOP MARK EMPTY_DICT EMPTY_LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
     SETITEM SETITEMS APPEND APPENDS GLOBAL REDUCE BINPERSID BINUNICODE BININT BININT1 BININT2 LONG1
     BINFLOAT NONE NEWTRUE NEWFALSE""".split())  # noqa: SIM905 - words in a table
-ITEM_SIZES = {"torch FloatStorage": 4, "torch LongStorage": 8, "torch DoubleStorage": 8,
-              "torch HalfStorage": 2, "torch BFloat16Storage": 2, "torch BoolStorage": 1}
+ITEM_SIZES = {f"torch {kind}Storage": size for kind, size in dict(
+    Float=4, Double=8, Half=2, BFloat16=2, Long=8, Int=4, Byte=1, Bool=1).items()}
 GLOBALS = ("collections OrderedDict", "torch._utils _rebuild_tensor_v2", *ITEM_SIZES)
 
 
@@ -112,8 +112,9 @@ def _lock(file):
 def save_checkpoint(folder: str | os.PathLike, model, optimizer, history, config, **more) -> Path:
     """Write the state after the epoch `len(history)` to `folder`, whole or not at all; its path.
 
-    more: finite numbers, text, lists and dicts of them, to keep along. OSError where the folder is
-    full, gone or forbidden; CheckpointError, and nothing written, where it could not be read again.
+    more: finite numbers, text, lists and dicts of them, to keep along; ValueError for anything else
+    in it or in the history. OSError where the folder is full, gone or forbidden. CheckpointError,
+    and nothing written, where the file could not be read again.
     """
     folder = typed_path(folder)
     path = folder / f"epoch-{len(history):05}.pt"
@@ -121,6 +122,7 @@ def save_checkpoint(folder: str | os.PathLike, model, optimizer, history, config
                    optimizer=_on_cpu(optimizer.state_dict()), history=list(history),
                    input_shape=list(model.input_shape), num_classes=model.num_classes,
                    threads=torch.get_num_threads()) | more
+    _check_plain("", content | dict(model=None, optimizer=None))
     file = io.BytesIO()
     torch.save(content, file)
     file.getbuffer()[-2:] = SEALED.to_bytes(2, "little")  # an archive ends in its comment's length
@@ -139,10 +141,12 @@ def save_checkpoint(folder: str | os.PathLike, model, optimizer, history, config
 
 
 def _on_cpu(state):
-    """`state` in plain dicts, tensors on the CPU: torch.load reads it on any machine."""
+    """`state` in plain dicts, each tensor in memory of its own: any machine can read it."""
     if isinstance(state, dict):
         return {key: _on_cpu(value) for key, value in state.items()}
-    return state.cpu() if isinstance(state, torch.Tensor) else state
+    if isinstance(state, torch.Tensor):
+        return torch.empty_like(state, device="cpu").copy_(state)
+    return state
 
 
 def read_checkpoint(path: str | os.PathLike, device: torch.device | str = "cpu") -> dict:
@@ -368,7 +372,7 @@ def _check_tensors(path: Path, entry: str, saved: dict, needed: dict) -> None:
         got, must = ((tuple(tensor.shape), tensor.dtype) if isinstance(tensor, torch.Tensor)
                      else reprlib.repr(tensor)
                      for tensor in (saved.get(name, "missing"), needed.get(name, "missing")))
-        if got != must:
+        if got != must or not isinstance(got, tuple):
             raise CheckpointError(f"{path}: does not fit this version's models: {entry}/{name} is "
                                   f"{got}; must be {must}")
         # one number can pose as a million; non-finite ones would spoil the run without a word

@@ -1,0 +1,161 @@
+"""CUDA without a GPU: training and evaluation on a fake CUDA device.
+
+Fake tensors have shapes, types and devices, but no values: torch checks of every operation that its
+arguments are on one device. So a constant left on the CPU is found, on any machine. The backward
+pass alone is left out: torch's engine asks the driver for a stream.
+"""
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from stn_cifar import Config, build_model, distortions
+from stn_cifar.classifier import CLASSIFIERS, Classifier
+from stn_cifar.data import Split
+from stn_cifar.presets import PRESETS
+from stn_cifar.stn import assemble
+from stn_cifar.training.evaluation import flip_shift_views, rotated_views, top_k_poses, true_pose
+from stn_cifar.training.optim import make_optimizer
+from stn_cifar.training.precision import DTYPES, autocast
+from stn_cifar.training.step import Step
+from stn_cifar.transforms import FAMILIES
+
+CUDA = torch.device("cuda", 0)
+SHAPE = (3, 32, 32)
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch):
+    """Within it tensors are fake, and torch believes that there is a CUDA device."""
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *args, **kwargs: True)
+    # loss scaling looks at the gradients' values, to skip a step
+    monkeypatch.setattr(torch.amp.GradScaler, "_maybe_opt_step",
+                        lambda self, optimizer, *args, **kwargs: optimizer.step())
+    # what was kept on the CPU before is no fake tensor, and welcome there
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield
+
+
+def on_cuda(config):
+    """The model of `config`; parameters and buffers are moved, as nn.Module.to does it."""
+    model = assemble(config, SHAPE, 10)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(parameter.detach().to(CUDA)))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(CUDA))
+    return model
+
+
+def split(posed, count=20):
+    return Split(torch.zeros(count, *SHAPE, dtype=torch.uint8, device=CUDA),
+                 torch.zeros(count, dtype=torch.int64, device=CUDA),
+                 torch.zeros(count, 2, 3, device=CUDA) if posed else None)
+
+
+def train_step(config, precision, monkeypatch):
+    """One step, forward and optimizer, as `fit` makes it; the model, loss and number right."""
+    model, train = on_cuda(config), split(config.dataset == "glyphs")
+
+    def backward(loss, *args, **kwargs):
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+
+    monkeypatch.setattr(torch.Tensor, "backward", backward)
+    optimizer = make_optimizer(model, config.learning_rate, config.localization_lr_scale,
+                               config.momentum, config.weight_decay)
+    step = Step(model, train, optimizer, precision, augmentation=dict(
+        flip=config.flip, shift=config.shift, cutout=config.cutout), distortion=config.distortion,
+        label_smoothing=config.label_smoothing, loss_weights=config.loss_weights(),
+        max_scale=config.max_scale)
+    step.sample_epoch(1, config.seed, torch.Generator().manual_seed(0))
+    return model, step(torch.arange(10, device=CUDA), config.teacher_forcing)
+
+
+CONFIGS = {
+    **{name: Config.preset(name, **({"width": 0.1} if name == "strong" else {}))
+       for name in PRESETS},
+    **{name: Config(transform=name) for name in FAMILIES},
+}
+MORE = {
+    "p4_mod90": Config.preset("taught", model="p4", localization="p4_mod90", pose_bins=12),
+    "iterations": Config(transform="projective", iterations=2, outside_weight=0.1,
+                         scale_weight=0.1),
+    "control": Config(stn=False, output_size=20, distortion="rts"),
+    "elastic": Config(transform="tps", distortion="elastic", supersample=2),
+}
+
+
+@pytest.mark.parametrize(("name", "precision"), [
+    *((name, precision) for name in CONFIGS for precision in DTYPES),
+    *((name, "bf16") for name in MORE)])
+def test_training_and_evaluation_stay_on_the_cuda_device(name, precision, fake_cuda, monkeypatch):
+    model, results = train_step((CONFIGS | MORE)[name], precision, monkeypatch)
+    model.eval()
+    with torch.no_grad(), autocast(CUDA, precision):
+        logits, alignment = model(split(False).images, return_alignment=True)
+    assert logits.dtype == DTYPES[precision] and alignment.grid.dtype == torch.float32
+    tensors = [*results, logits, alignment.warped, alignment.theta, alignment.grid,
+               *model.parameters(), *model.buffers()]
+    assert {tensor.device for tensor in tensors} == {CUDA}
+    assert all(isinstance(tensor, FakeTensor) for tensor in tensors)
+
+
+@pytest.mark.parametrize(("predict", "name"), [
+    (flip_shift_views, "tutorial"), (top_k_poses(2), "taught"), (true_pose, "taught"),
+    (true_pose, "similarity")])
+def test_test_time_augmentation_stays_there_too(predict, name, fake_cuda):
+    with torch.no_grad():
+        assert predict(on_cuda(CONFIGS[name]).eval(), split(True)).device == CUDA
+        control = on_cuda(Config(stn=False, transform="rotation")).eval()
+        assert rotated_views(2)(control, split(False)).device == CUDA
+
+
+def test_maps_are_unwarped_there(fake_cuda):
+    model = on_cuda(Config(transform="projective")).eval()
+    with torch.no_grad():
+        _, alignment = model(split(False).images, return_alignment=True)
+        maps = torch.zeros(20, 2, 8, 8, device=CUDA)
+        assert model.transformer.unwarp(maps, alignment.theta, (32, 32)).device == CUDA
+
+
+def test_a_constant_left_on_the_cpu_is_found(fake_cuda, monkeypatch):
+    class Forgetful(nn.Module):
+        def __init__(self, channels, size, classes, width):
+            super().__init__()
+            self.offset, self.layer = torch.zeros(classes), nn.Linear(channels, classes)
+
+        def forward(self, images):
+            return self.layer(images.mean((2, 3))) + self.offset
+
+    monkeypatch.setitem(CLASSIFIERS, "forgetful", Classifier(Forgetful, "light"))
+    with pytest.raises(RuntimeError, match=r"cuda:0.*cpu|cpu.*cuda:0"):
+        train_step(Config(model="forgetful"), "fp32", monkeypatch)
+
+
+def test_what_was_kept_meanwhile_serves_real_tensors_afterwards():
+    """Every constant of grids, distortions and splines is made under a fake mode first."""
+    size = 28  # of these there is nothing kept yet
+    batch = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    for name in ("rts", "elastic", "projective"):
+        family = FAMILIES[distortions.DISTORTIONS[name].family]
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            generator = torch.Generator().manual_seed(0)
+            fake, _ = distortions.distort(torch.zeros(2, 3, size, size), name, generator)
+            family.grid(torch.zeros(1, family.num_params), (size, 31))
+        assert isinstance(fake, FakeTensor)
+        real, _ = distortions.distort(batch, name, torch.Generator().manual_seed(0))
+        assert type(real) is torch.Tensor and real.isfinite().all() and real.std() > 0
+        assert family.grid(family.identity()[None], (size, 31)).isfinite().all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: the real thing")
+def test_a_real_cuda_device_gives_what_the_cpu_does():
+    batch = torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(0))
+    for config in (CONFIGS | MORE).values():
+        model = build_model(config.replace(device="cpu")).eval()
+        expected = model(batch)
+        found = model.cuda()(batch.cuda()).cpu()
+        torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-2)
