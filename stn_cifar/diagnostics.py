@@ -135,14 +135,17 @@ def readable(theta: Tensor) -> dict[str, Tensor]:
     """theta as people read it, each (N,): rotation in degrees, scale, shear, shifts in half-widths.
 
     For a thin plate spline, whose theta is no matrix: that of the affine map nearest to its control
-    points. Where a map has collapsed, so that a quantity is not defined, it is 0.
+    points. Where a map has collapsed, so that a quantity is not defined, it is 0. A scale that
+    overflows is infinite, and what a theta that is not finite says is NaN.
     """
+    finite = theta.flatten(1).isfinite().all(dim=1)
     if theta.shape[-1] == 2:
         theta = _nearest_affine(theta)
     pose = transforms.decompose(theta)
     columns = dict(rotation=pose.angle.rad2deg(), scale=pose.scale, shear=pose.shear,
                    shift_x=pose.shift_x, shift_y=pose.shift_y)
-    return {name: values.nan_to_num(0, posinf=0, neginf=0) for name, values in columns.items()}
+    return {name: values.nan_to_num(0, math.inf if name == "scale" else 0, 0).where(finite, math.nan)
+            for name, values in columns.items()}
 
 
 def _nearest_affine(points: Tensor) -> Tensor:
@@ -160,18 +163,24 @@ def summary(measured: Statistics) -> dict[str, dict[str, float | None]]:
     one = len(measured.theta) == 1  # has no deviation
     moments = {name: dict(mean=values.mean().item(), std=0.0 if one else values.std().item())
                for name, values in columns.items()}
-    return {name: {key: value if math.isfinite(value) else None for key, value in both.items()}
-            for name, both in moments.items()}
+    return {name: _finite(both) for name, both in moments.items()}
 
 
-def quantiles(measured: Statistics) -> dict[str, list[float]]:
+def _finite(numbers: dict[str, float]) -> dict[str, float | None]:
+    """`numbers` as JSON can hold them: None for what is not finite."""
+    return {key: value if math.isfinite(value) else None for key, value in numbers.items()}
+
+
+def quantiles(measured: Statistics) -> dict[str, list[float | None]]:
     """LEVELS of theta as people read it, and of the share outside, over the images, for JSON.
 
-    Angles are in (-180, 180]: those about 180 degrees are cut apart.
+    Angles are in (-180, 180]: those about 180 degrees are cut apart. None: not finite.
     """
     levels = torch.tensor(LEVELS, dtype=torch.float64)
-    columns = readable(measured.theta) | dict(outside=measured.outside.nan_to_num(1))
-    return {name: values.double().quantile(levels).tolist() for name, values in columns.items()}
+    columns = readable(measured.theta) | dict(outside=measured.outside)
+    found = {name: values.double().quantile(levels).tolist() for name, values in columns.items()}
+    return {name: [value if math.isfinite(value) else None for value in values]
+            for name, values in found.items()}
 
 
 def accuracy_against(model, split, quantity: str, values: Sequence[float],
@@ -247,12 +256,11 @@ class PoseRecovery(NamedTuple):
             within_5_mod90=(mod90 <= 5).float().mean(),
             within_22_5_mod90=(mod90 <= 22.5).float().mean(),
             median_abs_log_scale=self.log_scale.abs().median(), median_shift=self.shift.median())
-        numbers = {name: value.item() for name, value in values.items()}
-        return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        return _finite({name: value.item() for name, value in values.items()})
 
     def histogram(self) -> list[int]:
         """How many images have a rotation error of 0 to BIN degrees, of BIN to 2 BIN, up to 180."""
-        bins = self.angle.nan_to_num(0).clamp(0, 179.999).div(BIN).long()
+        bins = self.angle.nan_to_num(180).clamp(0, 179.999).div(BIN).long()
         return bins.bincount(minlength=180 // BIN).tolist()
 
 

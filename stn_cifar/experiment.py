@@ -33,6 +33,8 @@ def run(config: Config, checkpoint_dir=None, watch=None, data: Data | None = Non
     model, gives an `on_epoch_end` for `fit`.
     """
     data = load_data(config) if data is None else data
+    if data.test is None:
+        raise ValueError(f"data: {data.name} has no test split, which is measured at the end")
     config = for_data(config, data)
     model = build_model(config, data)
     history = fit(model, data, config, checkpoint_dir, watch and watch(model, data))
@@ -59,7 +61,7 @@ def record(config: Config, data: Data, model: STNClassifier, history: list[dict]
         openmp={name: os.environ[name] for name in OPENMP if name in os.environ},
         training_seconds=sum(row["seconds"] for row in history),
         test=dict(accuracy=test.accuracy, loss=test.loss, images=len(data.test),
-                  confusion=test.confusion.tolist()),
+                  classes=list(data.classes), confusion=test.confusion.tolist()),
         # dropout off
         train=dict(accuracy=train.accuracy, loss=train.loss, images=len(train_split)),
         statistics=diagnostics.summary(measured),
@@ -82,8 +84,9 @@ def _test_time_augmentations(config: Config, data: Data) -> dict:
     views = {}
     if config.flip and config.distortion is None:  # else mirrored, shifted images are new to it
         views["flip_shift"] = flip_shift_views
-    if data.test.poses is None or config.transform not in AXES:
-        return views
+    poses = data.test.poses
+    if poses is None or poses.shape[-1] != 3 or config.transform not in AXES:
+        return views  # none is known, or it is no matrix
     views["true_pose"] = true_pose
     if not config.stn:
         views |= {f"rotated_{k}": rotated_views(k) for k in VIEWS}

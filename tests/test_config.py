@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import inspect
 import json
 import math
 import pickle
@@ -72,6 +73,11 @@ def test_bad_value_is_named_with_its_field_and_remedy(field, values, remedy):
             assert start == f"{field}: " and remedy in rest
 
 
+def test_an_integer_beyond_all_floats_is_out_of_range():
+    with pytest.raises(ValueError, match="^learning_rate: inf is out of range"):
+        Config(learning_rate=10**400)
+
+
 @pytest.mark.parametrize("text", ["ghost=1", "pose", "pose=", "pose=-1", "pose=nan", "pose=inf", "=1",
                                   "pose=1e999"])
 def test_extra_losses_are_names_of_the_table_with_weights(text):
@@ -92,12 +98,17 @@ def test_values_at_the_limits_are_good(field, value):
 @pytest.mark.parametrize(("field", "value", "plain"), [
     ("seed", np.int64(3), 3), ("epochs", np.uint8(7), 7), ("learning_rate", np.float32(0.5), 0.5),
     ("learning_rate", np.int32(1), 1.0), ("learning_rate", 1, 1.0), ("flip", np.True_, True),
-    ("stn", np.False_, False), ("data_root", Path("a", "b"), str(Path("a", "b"))),
+    ("stn", np.False_, False), ("shift", np.int8(2), 2),
+    ("data_root", Path("a", "b"), str(Path("a", "b"))),
     ("transform", np.str_("tps"), "tps")])
 def test_numbers_of_numpy_and_paths_are_taken_and_kept_as_plain_values(field, value, plain):
     kept = getattr(Config(**{field: value}), field)
     assert kept == plain and type(kept) is type(plain)
     json.dumps(Config(**{field: value}).to_dict())
+
+
+def test_a_control_may_be_asked_for_by_a_bool_of_numpy():
+    assert Config.preset("compact", stn=np.False_) == Config.preset("compact", stn=False)
 
 
 def test_unknown_presets_and_fields_get_a_suggestion():
@@ -160,7 +171,7 @@ P4 = dict(BINS, localization="p4")
         "outside_weight": dict(outside_weight=0.5), "identity_weight": dict(identity_weight=1),
         "scale_weight": dict(scale_weight=1), "iterations": dict(iterations=2),
         "teacher_forcing": dict(teacher_forcing=0.5),
-        "localization": dict(localization="light"),
+        "localization": dict(localization="light"), "extra_losses": dict(extra_losses="pose=1"),
         "localization_width": dict(model="light", localization_width=2.0)}.items()),
 ])
 def test_what_does_not_go_together_is_named_with_its_remedy(fields, names, remedy):
@@ -245,6 +256,10 @@ def test_a_config_shows_what_differs_from_its_preset(config, text):
 def test_what_a_control_shows_makes_it_again(name):
     control = Config.preset(name, stn=False)
     assert eval(repr(control)) == control and "stn=False" in repr(control)
+
+
+def test_the_fields_show_in_help_and_completion():
+    assert list(inspect.signature(Config).parameters) == list(FIELDS)
 
 
 def test_every_knob_explains_itself_in_a_group():

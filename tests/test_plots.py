@@ -1,210 +1,422 @@
-"""Figures: what they show is what the model did, and they draw without a warning (warnings are errors here)."""
+"""Figures: what they show is what the model did, they draw whatever the data, in their own style.
 
+Warnings are errors here.
+"""
+
+import base64
 import io
 import math
 import re
 from dataclasses import replace
 from itertools import pairwise
 
+import IPython.display
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from PIL import Image
 from scipy.stats import binomtest
 
 from stn_cifar import diagnostics, plots
 from stn_cifar.config import Config
 from stn_cifar.data import Data, Split
-from stn_cifar.diagnostics import Survey, survey
-from stn_cifar.pictures import mean_images
-from stn_cifar.stn import build_model
+from stn_cifar.diagnostics import Statistics, statistics
+from stn_cifar.plots.curves import NUMBERED, QUANTITIES
+from stn_cifar.plots.images import examples, mean_images
+from stn_cifar.spatial_transformer import start_at
+from stn_cifar.stn import STNClassifier, build_model
 from stn_cifar.transforms import FAMILIES
 
+plt.switch_backend("agg")  # which matplotlib would choose later, and call it a change
 TITLE = "CIFAR-10 · tutorial (affine) · epoch 3"
-HISTORY = [dict(epoch=e, train_loss=2 / e, train_accuracy=0.1 * e, val_loss=3 / e, val_accuracy=0.05 * e)
-           for e in (1, 2, 3)]
+HISTORY = [dict(epoch=e, train_loss=2 / e, train_accuracy=0.1 * e, val_loss=3 / e,
+                val_accuracy=0.05 * e) for e in (1, 2, 3)]
+MEASURED = dict(angle=dict(values=[-90, 0, 90], accuracy=[0.3, 0.6, 0.2]),
+                shift_x=dict(values=[-0.5, 0.0], accuracy=[0.5, 0.61]),
+                scale=dict(values=[0.5, 1.0, 2.0], accuracy=[0.4, 0.62, 0.1]))
+WITH_A_MODEL = ("strip", "pairs", "mistakes", "turned_and_upright", "sampled_regions",
+                "class_means")
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left_to_pyplot():
-    """A notebook shows a figure that pyplot knows a second time."""
+def nothing_is_left_behind():
+    """A notebook shows a figure that pyplot knows a second time; settings are the user's."""
+    before = matplotlib.rcParams.copy()
     yield
-    assert plt.get_fignums() == []
+    assert plt.get_fignums() == [] and matplotlib.rcParams == before
 
 
 @pytest.fixture
 def three():
-    """30 pictures of three classes."""
+    """12 images of three classes."""
     return small()
 
 
-def small(channels=3, size=32, dtype=torch.uint8):
-    images = torch.randint(256, (30, channels, size, size), dtype=torch.uint8,
+def small(channels=3, size=32, classes=3, images=12):
+    pixels = torch.randint(256, (images, channels, size, size), dtype=torch.uint8,
                            generator=torch.Generator().manual_seed(0))
-    images = images if dtype == torch.uint8 else images.to(dtype) / 255
-    train = Split(images, torch.arange(30) % 3)
-    return Data(train, None, Split(images.flip(0), torch.arange(30) // 10), ("cat", "dog", "emu"), "CIFAR-10")
+    labels = torch.arange(images)
+    names = ("cat", "dog", "emu") if classes == 3 else tuple(f"class {k}" for k in range(classes))
+    return Data(Split(pixels, labels % classes), None,
+                Split(pixels.flip(0), labels * classes // images), names, "CIFAR-10")
 
 
-def turning(answer=1, **fields):
-    """A model that turns every picture by 90 degrees and takes it for class `answer`."""
-    model = answering([np.pi / 2], transform="rotation", **fields)
-    with torch.no_grad():
-        model.classifier.head[-1].weight.zero_()
-        model.classifier.head[-1].bias.copy_(torch.eye(3)[answer])
+def predicting(params, data, **fields):
+    """A model that predicts `params` for every image."""
+    model = build_model(Config(device="cpu", **fields), data)
+    start_at(model.transformer.localization, torch.as_tensor(params))
     return model
 
 
-def answering(params, **fields):
-    """A model that answers `params` for every picture."""
-    model = build_model(Config(device="cpu", num_classes=3, **fields))
-    with torch.no_grad():
-        model.localization.regressor[-1].bias.copy_(torch.as_tensor(params))
+def turning(data, answer=1, **fields):
+    """A model that turns every image by 90 degrees, and predicts class `answer`."""
+    model = predicting([np.pi / 2], data, transform="rotation", **fields)
+    start_at(model.classifier, torch.eye(len(data.classes))[answer])
     return model
+
+
+def figures_of(data, model):
+    """Name -> a figure of each public kind that shows something of `data` or `model`."""
+    figures = {name: getattr(plots, name)(model, data) for name in WITH_A_MODEL}
+    image, n = data.test.images[0], len(data.classes)
+    return figures | dict(
+        samples=plots.samples(data),
+        single_image=plots.single_image(model, image, data.classes, TITLE),
+        theta_histograms=plots.theta_histograms(statistics(model, data.test.images), TITLE),
+        confusion=plots.confusion(torch.eye(n) + 1, data.classes, TITLE),
+        families=plots.families(image), diagram=plots.diagram(image))
 
 
 def drawn(figure):
-    """`figure`, after all of it was drawn, as it must be without a warning, and with no word cut off."""
-    assert type(figure) is Figure
-    figure.savefig(io.BytesIO(), format="png")
-    assert figure.get_size_inches()[0] * figure.dpi == 800
-    words = [*figure.texts, *(word for axes in figure.axes if axes.get_visible() and axes.axison
-                              for word in (axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts))]
+    """`figure`, once all of it was drawn, without a warning, 800 pixels wide, no word cut off."""
+    assert isinstance(figure, Figure)
+    FigureCanvasAgg(figure).draw()
+    assert figure.bbox.width == 800
+    words = list(figure.texts)
+    for axes in figure.axes:
+        words += axes.texts
+        words += [axes.title, axes.xaxis.label, axes.yaxis.label] * axes.axison
     for word in words:
         if word.get_text():
             box = word.get_window_extent()
-            assert box.x0 >= -1 and box.y0 >= -1 and box.x1 <= 801 and box.y1 <= figure.bbox.height + 1, word
+            assert box.x0 >= -1 and box.y0 >= -1 and box.x1 <= 801, word
+            assert box.y1 <= figure.bbox.height + 1, word
     return figure
+
+
+def pixels(figure, **options):
+    """`figure` as it is saved, (H, W, 3)."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", **options)
+    return np.asarray(Image.open(content).convert("RGB"))
 
 
 def texts(figure):
     """Everything written in a figure."""
-    return [text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text")) if text.get_text()]
+    found = figure.findobj(lambda artist: hasattr(artist, "get_text"))
+    return " ".join(" ".join(text.get_text() for text in found).split())
 
 
-def shown(axes):
-    """The one picture in `axes` as float (H, W, C) in [0, 1]."""
-    image, = axes.get_images()
-    pixels = np.asarray(image.get_array(), dtype=np.float64) / image.get_clim()[1]
-    return pixels if pixels.ndim == 3 else pixels[..., None]
+def shown(figure):
+    """The images on a page of images, in order."""
+    return figure.axes[0].get_images()
 
 
-def pixels_of(image):
-    return image.permute(1, 2, 0).numpy() / (255 if image.dtype == torch.uint8 else 1)
+def row_names(figure):
+    return [text.get_text() for text in figure.axes[0].texts[len(shown(figure)):]]
+
+
+def captions(figure):
+    """Their captions; what else is written on the page comes after them."""
+    return [text.get_text() for text in figure.axes[0].texts[:len(shown(figure))]]
+
+
+def assert_shows(picture, image):
+    """`picture`, or the one in these axes, is `image`, (C, H, W), uint8 or float in [0, 1]."""
+    if hasattr(picture, "get_images"):
+        picture, = picture.get_images()
+    expected = image.double() / (255 if image.dtype == torch.uint8 else 1)
+    expected = expected.expand(3, -1, -1).permute(1, 2, 0)
+    np.testing.assert_allclose(np.asarray(picture.get_array()) / 255, expected, atol=0.0045)
+
+
+def titles(axes):
+    return [a.get_title() for a in axes]
 
 
 def legend_of(axes):
-    return [text.get_text() for text in axes.get_legend().get_texts()] if axes.get_legend() else []
+    return [text.get_text() for text in axes.get_legend().get_texts()]
 
 
-# ---- titles ---------------------------------------------------------------------------------------------------------
+# ---- all of them --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("channels", "size", "classes"), [(1, 28, 3), (3, 64, 43)])
+def test_every_figure_of_any_data(channels, size, classes):
+    data = small(channels, size, classes, images=classes + 10)
+    model = predicting([0.9, 0.2, 0.1, -0.2, 1.1, 0.0], data)
+    figures = figures_of(data, model)
+    here = {name for name in plots.__all__ if callable(getattr(plots, name))}
+    assert set(figures) == here - {
+        "curves", "compare", "theta_bands", "robustness", "rotation_errors",  # which see no data
+        "Film", "Live", "figure_page", "first_of_each_class", "light_png", "own_style", "save",
+        "title_of"}
+    for name, figure in figures.items():
+        title, note = drawn(figure).texts[:2]
+        assert len(title.get_text()) > 10 and len(note.get_text()) > 20, name
+    for name in WITH_A_MODEL:
+        assert figures[name].texts[0].get_text() == "CIFAR-10 · tutorial (affine)"
+    some = f"10 of {classes} classes"
+    assert all((some in texts(figures[name])) == (classes == 43) for name in ("pairs", "samples"))
+
+
+@pytest.mark.parametrize("size", [8, 96])
+def test_images_of_any_size_are_drawn(size):
+    data = small(size=size, images=3)
+    model = build_model(Config(device="cpu", model="compact", transform="rotation"), data)
+    for name in WITH_A_MODEL:
+        assert len(getattr(plots, name)(model, data).findobj(AxesImage)) >= 3
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 2, 0, 0, 2, 2], [1] * 7, [1]])
+def test_what_there_is_is_drawn(three, labels):
+    test = Split(three.test.images[:len(labels)], torch.tensor(labels))
+    data = replace(three, train=test, test=test)
+    model = turning(data)
+    for name in WITH_A_MODEL:
+        drawn(getattr(plots, name)(model, data))
+    left = sorted(labels)
+    assert captions(plots.strip(model, data))[:len(set(left))] == [
+        three.classes[label] for label in sorted(set(left))]
+    pairs = plots.pairs(model, data, count=4)
+    drawn_labels = [label for label in set(left) for _ in range(min(4, left.count(label)))]
+    assert captions(pairs)[::2] == [three.classes[label] for label in drawn_labels]
+    missing = len(set(left)) < 3
+    assert ("of 3 classes" in texts(pairs)) == missing
+    samples = drawn(plots.samples(data, count=4))
+    assert len(shown(samples)) == len(drawn_labels)
+    assert row_names(samples) == [three.classes[label] for label in sorted(set(left))]
+
+
+def test_a_hundred_classes(three):
+    data = small(classes=100, images=100)
+    model = turning(data)
+    for name in set(WITH_A_MODEL) - {"pairs"}:
+        assert 10 <= len(getattr(plots, name)(model, data).findobj(AxesImage)) <= 24
+    pairs = drawn(plots.pairs(model, data))
+    assert len(shown(pairs)) == 2 * 10 and "10 of 100 classes" in texts(pairs)
+    assert {image.get_window_extent().width for image in shown(pairs)} == {96}
+    axes, = drawn(plots.confusion(torch.eye(100), data.classes, TITLE)).axes
+    labels = axes.get_xticklabels()
+    assert not axes.texts and len(labels) < 12  # numbers of classes
+    boxes = [label.get_window_extent() for label in labels]
+    assert all(left.x1 <= right.x0 for left, right in pairwise(boxes))
+
+
+def test_without_test_images_others_are_shown(three):
+    for data, kind in ((replace(three, val=three.test, test=None), "validation image"),
+                       (replace(three, test=None), "training image")):
+        model = turning(data)
+        for name in ("strip", "mistakes"):
+            assert kind in texts(getattr(plots, name)(model, data))
+        assert plots.class_means(model, data) and plots.sampled_regions(model, data)
+
+
+def test_drawing_leaves_model_and_random_state_as_they_were(three):
+    model = build_model(Config(device="cpu", model="compact"), three)  # it has batch statistics
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for mode, names in ((True, WITH_A_MODEL), (False, WITH_A_MODEL[:1])):
+        model.train(mode)
+        before = torch.random.get_rng_state()
+        for name in names:
+            getattr(plots, name)(model, three)
+        assert model.training == mode and torch.equal(torch.random.get_rng_state(), before)
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_titles_name_data_set_preset_transformer_and_epoch(three):
     config = Config.preset("tutorial", device="cpu")
     assert plots.title_of(config, three, 50) == "CIFAR-10 · tutorial (affine) · epoch 50"
     assert plots.title_of(config.replace(transform="tps"), three) == "CIFAR-10 · tutorial (tps)"
-    assert plots.title_of(config.replace(distortion="rts"), three) == "CIFAR-10, rts · tutorial (affine)"
-    assert plots.title_of(config, three, 0).endswith("epoch 0")  # before training, which is not: no epoch
-    assert plots.title_of(config.replace(stn=False), three, 1) == "CIFAR-10 · tutorial (no transformer) · epoch 1"
+    assert plots.title_of(config.replace(distortion="rts"), three).startswith("CIFAR-10, rts · ")
+    assert plots.title_of(config, three, 0).endswith("epoch 0")
+    alone = plots.title_of(config.replace(stn=False), three, 1)
+    assert alone == "CIFAR-10 · tutorial (no transformer) · epoch 1"
+    model = turning(three)
+    by_hand = STNClassifier(model.transformer, model.classifier, (3, 32, 32), 3)
+    assert plots.strip(by_hand, three).texts[0].get_text() == "CIFAR-10"
 
 
-def test_every_figure_carries_its_title(three):
-    model, seen = turning(), survey(turning(), three.test.images)
-    known = dict(angle=dict(values=[0, 90], accuracy=[0.5, 0.2]))
-    for figure in (plots.pairs(model, three, TITLE, count=1), plots.strip(model, three, TITLE),
-                   plots.curves(HISTORY, TITLE), plots.theta_histograms(seen, TITLE),
-                   plots.where(model, three, TITLE), plots.class_means(model, three, TITLE),
-                   plots.mistakes(model, three, TITLE), plots.one(model, three.test.images[0], three.classes, TITLE),
-                   plots.theta_bands([0], [diagnostics.quantiles(seen)], TITLE),
-                   plots.confusion(torch.eye(3), three.classes, TITLE), plots.robustness(dict(a=known), TITLE),
-                   plots.compare(HISTORY, HISTORY, 0.6, 0.5, TITLE)):
-        title, look_for = figure.texts[:2]
-        assert title.get_text() == TITLE and len(look_for.get_text()) > 20
-    assert any("CIFAR-10" in text.get_text() for text in plots.samples(three, count=1).texts)
-    assert "look here" in texts(plots.pairs(model, three, TITLE, "look here", count=1))
+def test_long_names_and_titles_stay_on_the_page(three):
+    data = replace(three, classes=tuple(f"{name} of the far-away\ncountryside"
+                                        for name in three.classes))
+    title = "CIFAR-10 · a preset with a name that somebody made rather too long (tps) · epoch 100"
+    model = turning(data)
+    for name in ("pairs", "sampled_regions", "class_means"):
+        assert drawn(getattr(plots, name)(model, data, title)).texts[0].get_text() == title
+    drawn(plots.single_image(model, data.test.images[0], data.classes, title))
+    figure = drawn(plots.confusion(torch.ones(3, 3), data.classes, title))
+    assert figure.texts[0].get_text() == title  # smaller, not cut
 
 
-# ---- pictures -------------------------------------------------------------------------------------------------------
+# ---- a style of their own -----------------------------------------------------------------------
 
 
-def test_samples_are_the_first_training_images_of_each_class(three):
-    figure = drawn(plots.samples(three, count=4))
-    assert len(figure.axes) == 12
-    for k, axes in enumerate(figure.axes):
-        row, column = divmod(k, 4)
-        np.testing.assert_allclose(shown(axes), pixels_of(three.train.images[3 * column + row]))  # labels 0, 1, 2, 0
-    assert [axes.get_ylabel().strip() for axes in figure.axes[::4]] == ["cat", "dog", "emu"]
+USERS = {"text.usetex": True, "font.family": "no such font", "font.size": 30, "figure.dpi": 37,
+         "savefig.dpi": 300, "savefig.bbox": "tight", "savefig.transparent": True,
+         "lines.linewidth": 9, "xtick.labelsize": 30, "axes.unicode_minus": False,
+         "image.cmap": "jet", "image.interpolation": "bilinear", "figure.autolayout": True}
 
 
-def test_pairs_show_the_original_and_what_the_classifier_sees_of_it(three):
-    figure = drawn(plots.pairs(turning(), three, TITLE, count=2))
-    visible = [axes for axes in figure.axes if axes.get_visible()]
-    assert len(visible) == 3 * 2 * 2
-    for k, (left, right) in enumerate(zip(visible[::2], visible[1::2], strict=True)):
-        original = three.test.images[10 * (k // 2) + k % 2]  # labels: ten 0, ten 1, ten 2
-        np.testing.assert_allclose(shown(left), pixels_of(original))
-        np.testing.assert_allclose(shown(right), pixels_of(torch.rot90(original, 1, (1, 2))), atol=1e-4)
+def test_figures_do_not_depend_on_the_users_style(three):
+    model = turning(three)
+    figures = dict(
+        pairs=lambda: plots.pairs(model, three),
+        regions=lambda: plots.sampled_regions(model, three),
+        curves=lambda: plots.curves(HISTORY, TITLE),
+        diagram=lambda: plots.diagram(three.test.images[0]),
+        confusion=lambda: plots.confusion(torch.eye(3) + 1, three.classes, TITLE),
+        robustness=lambda: plots.robustness(dict(a=MEASURED), TITLE))
+    plain = {name: pixels(draw()) for name, draw in figures.items()}
+    with plt.style.context(["dark_background", USERS]):
+        before = matplotlib.rcParams.copy()
+        for name, draw in figures.items():
+            np.testing.assert_array_equal(pixels(draw()), plain[name], err_msg=name)
+        figure = figures["curves"]()
+        figure.canvas.draw()  # as in a window
+        assert matplotlib.rcParams == before
+        # it is not for nothing: a figure of matplotlib's own is black here
+        with plt.rc_context({"text.usetex": False, "savefig.transparent": False}):
+            assert not pixels(Figure(figsize=(1, 1))).any()
+    np.testing.assert_array_equal(pixels(figure), plain["curves"])
+
+
+def test_class_names_are_no_formulas(three):
+    names = ("$x^{2$", r"$\frac", "a_b^c $y$")
+    data = replace(three, classes=names)
+    model = turning(data)
+    with plt.rc_context({"text.usetex": True}):
+        strip = drawn(plots.strip(model, data))
+        assert captions(strip)[:4] == [*names, r"✗ $\frac"]
+        assert all(name in texts(drawn(plots.confusion(torch.eye(3), names, TITLE)))
+                   for name in names)
+        drawn(plots.single_image(model, data.test.images[0], names, "$$ {"))
+
+
+# ---- light --------------------------------------------------------------------------------------
+
+
+def test_light_png_is_small_and_no_difference_is_seen(three):
+    lines, images = plots.curves(HISTORY, TITLE), plots.pairs(turning(three), three)
+    for figure, mode in ((lines, "P"), (images, "RGB")):  # 256 colours would be seen in the latter
+        content = plots.light_png(figure)
+        light = Image.open(io.BytesIO(content))
+        plain = io.BytesIO()
+        figure.savefig(plain, format="png")
+        assert light.mode == mode and len(content) < len(plain.getvalue())
+        change = np.abs(np.asarray(light.convert("RGB"), int) - pixels(figure))
+        assert np.quantile(change, 0.99) < 5 and change.mean() < 0.5
+    assert len(plots.light_png(lines)) < 0.6 * len(plain.getvalue())
+
+
+def test_pairs_of_ten_classes_are_light():
+    # nothing can make noise smaller than its bytes: the rest is what three times as many pixels add
+    data = small(classes=10, images=40)
+    noise = 2 * 40 * 3 * 32 * 32
+    assert len(plots.light_png(plots.pairs(turning(data), data))) < 1.6 * noise
+
+
+def test_a_notebook_is_given_a_light_png_with_size_and_words(three, monkeypatch):
+    shown = []
+    monkeypatch.setattr(IPython.display, "display",
+                        lambda *data, **more: shown.append((data, more)))
+    figure = plots.curves(HISTORY, TITLE)
+    figure._ipython_display_()
+    ((bundle,), more), = shown
+    assert base64.b64decode(bundle["image/png"]) == plots.light_png(figure) and more["raw"]
+    assert bundle["text/plain"] == TITLE
+    assert more["metadata"]["image/png"] == dict(width=800, height=390, alt=TITLE)
+
+
+# ---- images -------------------------------------------------------------------------------------
+
+
+def test_examples_are_the_first_images_of_each_class(three):
+    assert [row.tolist() for row in plots.first_of_each_class(three.test, 4, 2)] == [
+        [0, 1], [4, 5], [8, 9], []]
+    chosen = examples(three, 2)
+    assert torch.equal(chosen.images, three.test.images[[0, 1, 4, 5, 8, 9]])
+    assert (chosen.labels, chosen.kind, chosen.note) == ([0, 0, 1, 1, 2, 2], "test", "")
+
+
+def test_samples_are_training_images(three):
+    figure = drawn(plots.samples(three, count=3))
+    assert len(shown(figure)) == 9
+    for k, picture in enumerate(shown(figure)):
+        row, column = divmod(k, 3)
+        assert_shows(picture, three.train.images[3 * column + row])  # labels 0, 1, 2, 0
+    assert row_names(figure) == list(three.classes)
 
 
 @pytest.mark.parametrize("answer", [0, 1, 2])
-def test_a_right_and_a_wrong_guess_are_told_apart_in_writing(three, answer):
-    figure = plots.pairs(turning(answer), three, TITLE, count=2)
-    guesses = [axes.get_title() for axes in figure.axes if axes.get_visible()][1::2]
-    name = three.classes[answer]
-    expected = [f"✓ {name}" if row == answer else f"✗ {name}" for row in (0, 0, 1, 1, 2, 2)]
-    assert guesses == expected
-    strip = plots.strip(turning(answer), three, TITLE)
-    assert [axes.get_title() for axes in strip.axes] == ["cat", "dog", "emu", *expected[::2]]
+def test_pairs_and_strip_show_image_class_input_and_prediction(three, answer):
+    model, name = turning(three, answer), three.classes[answer]
+    pairs = drawn(plots.pairs(model, three, count=2))
+    strip = drawn(plots.strip(model, three))
+    originals = [three.test.images[4 * row + column] for row in range(3) for column in range(2)]
+    inputs = [torch.rot90(image, 1, (1, 2)) for image in originals]
+    for picture, image in zip(shown(pairs)[::2] + shown(pairs)[1::2], originals + inputs,
+                              strict=True):
+        assert_shows(picture, image)
+    for picture, image in zip(shown(strip), originals[::2] + inputs[::2], strict=True):
+        assert_shows(picture, image)
+    truth = ["cat", "cat", "dog", "dog", "emu", "emu"]
+    marked = [f"{'✓' if other == name else '✗'} {name}" for other in truth]
+    assert captions(pairs)[::2] == truth and captions(pairs)[1::2] == marked
+    assert captions(strip) == truth[::2] + marked[::2]
+    looks = {(text.get_text()[0], text.get_color(), text.get_weight())
+             for text in pairs.axes[0].texts[1::2]}
+    assert looks == {("✓", plots.BLUE, "normal"), ("✗", plots.RED, "bold")}
+    assert "look here" in texts(plots.pairs(model, three, TITLE, "look here"))
 
 
-def test_strip_shows_one_image_of_each_class_above_what_the_classifier_sees(three):
-    figure = drawn(plots.strip(turning(), three, TITLE))
-    above, below = figure.axes[:3], figure.axes[3:]
-    for k, (before, after) in enumerate(zip(above, below, strict=True)):
-        original = three.test.images[10 * k + 1]
-        np.testing.assert_allclose(shown(before), pixels_of(original))
-        np.testing.assert_allclose(shown(after), pixels_of(torch.rot90(original, 1, (1, 2))), atol=1e-4)
+def test_pixels_become_squares_of_one_size(three):
+    figure = plots.pairs(turning(three), three)
+    page = pixels(figure)
+    for k, image in ((0, three.test.images[0]), (8, three.test.images[4])):
+        left, bottom, right, top = map(round, shown(figure)[k].get_window_extent().extents)
+        part = page[len(page) - top:len(page) - bottom, left:right]
+        expected = image.permute(1, 2, 0).numpy().repeat(3, 0).repeat(3, 1)
+        np.testing.assert_array_equal(part, expected)
 
 
-@pytest.mark.parametrize("mode", [True, False])
-def test_drawing_leaves_the_model_and_the_random_state_as_they_were(three, mode):
-    model = build_model(Config(device="cpu", model="compact", num_classes=3))  # its classifier has batches' statistics
-    model.localization = torch.nn.Sequential(torch.nn.BatchNorm2d(3), model.localization)
-    model.train(mode)
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    torch.manual_seed(0)
-    before = torch.random.get_rng_state()
-    for draw in (plots.pairs, plots.strip, plots.where, plots.class_means, plots.mistakes):
-        draw(model, three, TITLE)
-    plots.one(model, three.test.images[0], three.classes, TITLE)
-    assert model.training == mode and torch.equal(torch.random.get_rng_state(), before)
-    assert all(p.grad is None for p in model.parameters())
-    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
-
-
-@pytest.mark.parametrize("fields", [dict(channels=1), dict(size=28), dict(dtype=torch.float32),
-                                    dict(channels=1, size=28)])
-def test_grey_small_and_float_pictures_are_shown_as_they_are(fields):
-    data = small(**fields)
-    model = turning(channels=fields.get("channels", 3), image_size=fields.get("size", 32))
-    for figure, first in ((plots.pairs(model, data, TITLE, count=1), data.test.images[0]),
-                          (plots.strip(model, data, TITLE), data.test.images[1]),
-                          (plots.samples(data, count=1), data.train.images[0])):
-        np.testing.assert_allclose(shown(drawn(figure).axes[0]), pixels_of(first), atol=1e-6)
+def test_turned_and_upright_shows_each_class_once_above_what_is_made_of_it():
+    data = small(classes=10, images=20)
+    figure = drawn(plots.turned_and_upright(turning(data), data, count=7))
+    above, below = (shown(figure)[k:k + 5] + shown(figure)[k2:k2 + 2]
+                    for k, k2 in ((0, 10), (5, 12)))
+    assert len(below) == 7 and row_names(figure) == ["turned", "aligned"] * 2
+    for k, (turned, upright) in enumerate(zip(above, below, strict=True)):
+        upper, lower = turned.get_window_extent(), upright.get_window_extent()
+        assert upper.x0 == lower.x0 and upper.y0 >= lower.y1
+        assert_shows(turned, data.test.images[2 * k])
+        assert_shows(upright, torch.rot90(data.test.images[2 * k], 1, (1, 2)))
 
 
 def test_contrast_is_not_stretched():
     data = small(channels=1)
-    data.test.images.fill_(100)  # a flat picture, which imshow by itself would draw black
-    figure = plots.pairs(turning(channels=1), data, TITLE, count=1)
-    assert figure.axes[0].get_images()[0].get_clim() == (0, 255)
-    np.testing.assert_allclose(shown(figure.axes[0]), 100 / 255)
+    data.test.images.fill_(100)  # a flat image, which imshow by itself would draw black
+    assert_shows(shown(plots.pairs(turning(data), data))[0], data.test.images[0])
 
 
-# ---- curves ---------------------------------------------------------------------------------------------------------
+# ---- curves -------------------------------------------------------------------------------------
 
 
 def test_curves_are_the_history():
@@ -214,182 +426,215 @@ def test_curves_are_the_history():
             assert list(line.get_xdata()) == [1, 2, 3]
             assert list(line.get_ydata()) == [row[f"{split}_{quantity}"] for row in HISTORY]
     assert accuracy.get_ylim()[0] == 0  # the legend is at the bottom, where it hides no point
-    star = accuracy.get_lines()[2]
-    assert list(star.get_xdata()) == [3] and list(star.get_ydata()) == [0.4]
-    assert any("40.0%" in text for text in legend_of(accuracy))
-
-
-def test_lines_differ_in_more_than_colour():
-    _, accuracy = plots.curves(HISTORY, TITLE).axes
-    train, val = accuracy.get_lines()[:2]
+    train, val, star = accuracy.get_lines()[:3]
     assert train.get_linestyle() != val.get_linestyle()
-    assert {"training", "validation"} <= set(legend_of(accuracy))
+    assert list(star.get_xdata()) == [3] and list(star.get_ydata()) == [0.4]
+    assert {"training", "validation", "test, at the end: 40.0%"} < set(legend_of(accuracy))
 
 
-@pytest.mark.parametrize(("title", "is_there"), [(TITLE, True), ("glyphs · tutorial (affine)", False)])
-def test_the_original_experiment_is_compared_on_its_own_data_only(title, is_there):
-    _, accuracy = plots.curves(HISTORY, title).axes
-    assert any("original" in text and "57%" in text for text in legend_of(accuracy)) == is_there
-    assert any(set(line.get_ydata()) == {0.57} for line in accuracy.get_lines()) == is_there
-
-
-@pytest.mark.parametrize("title", [TITLE, "glyphs · tutorial (affine)"])
-@pytest.mark.parametrize("history", [[], HISTORY[:1],
-                                     [{k: v for k, v in row.items() if "val" not in k} for row in HISTORY]])
-@pytest.mark.parametrize("test_accuracy", [None, 0.3])
+@pytest.mark.parametrize(("title", "history", "test_accuracy"), [
+    (TITLE, [], None), ("glyphs · tutorial (affine)", [], 0.3), (TITLE, HISTORY[:1], 0.3),
+    ("glyphs · tutorial (affine)",
+     [{k: v for k, v in row.items() if "val" not in k} for row in HISTORY], None)])
 def test_any_history_can_be_drawn(title, history, test_accuracy):
-    loss, _ = drawn(plots.curves(history, title, test_accuracy)).axes
-    ticks = [tick for tick in loss.get_xticks() if loss.get_xlim()[0] <= tick <= loss.get_xlim()[1]]
+    loss, accuracy = drawn(plots.curves(history, title, test_accuracy)).axes
+    low, high = loss.get_xlim()
+    ticks = [tick for tick in loss.get_xticks() if low <= tick <= high]
     assert ticks and all(float(tick).is_integer() for tick in ticks)
+    compared = any(set(line.get_ydata()) == {0.57} for line in accuracy.get_lines())
+    assert compared == (title == TITLE)  # the original experiment was on undistorted CIFAR-10
 
 
-# ---- theta ----------------------------------------------------------------------------------------------------------
+# ---- theta --------------------------------------------------------------------------------------
 
 
-def seen_of(theta):
-    """A Survey with these answers of which there is nothing else to say."""
+def measured_of(theta):
+    """Statistics with this theta, of which there is nothing else to say."""
     one = torch.ones(len(theta))
-    return Survey(theta, one, 0 * one, one, one, 0 * one, one)
+    return Statistics(theta, one, 0 * one, one, one, 0 * one, one)
 
 
 def test_histograms_count_every_image_once():
     params = torch.stack([torch.linspace(0.5, 1, 200), *torch.zeros(3, 200)], dim=1)
-    figure = drawn(plots.theta_histograms(seen_of(FAMILIES["similarity"].theta(params)), TITLE))
+    measured = measured_of(FAMILIES["similarity"].theta(params))
+    figure = drawn(plots.theta_histograms(measured, TITLE))
     by_name = {axes.get_title(): axes for axes in figure.axes}
     assert list(by_name) == ["rotation", "scale", "shear", "shift x", "shift y"]
     assert all(sum(bar.get_height() for bar in axes.patches) == 200 for axes in figure.axes)
     bars = [bar for bar in by_name["rotation"].patches if bar.get_height()]
     assert bars[0].get_x() == pytest.approx(28.648, abs=bars[0].get_width())  # degrees
     assert bars[-1].get_x() + bars[-1].get_width() == pytest.approx(57.296, abs=0.01)
-    for axes in figure.axes:  # the identity is always shown
-        assert axes.get_xlim()[0] <= axes.get_lines()[0].get_xdata()[0] <= axes.get_xlim()[1]
-    still = {name: axes.get_lines()[0].get_xdata()[0] for name, axes in by_name.items()}
-    assert still == {"rotation": 0, "scale": 1, "shear": 0, "shift x": 0, "shift y": 0}
+    identity = {name: axes.get_lines()[0].get_xdata()[0] for name, axes in by_name.items()}
+    assert identity == {"rotation": 0, "scale": 1, "shear": 0, "shift x": 0, "shift y": 0}
+    for name, axes in by_name.items():
+        assert axes.get_xlim()[0] <= identity[name] <= axes.get_xlim()[1]
+    assert "no sign of collapse" in texts(figure) and "Left out" not in texts(figure)
 
 
 @pytest.mark.parametrize("spread", [1e-6, 0.1])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_histograms_of_any_family_even_where_all_answers_are_nearly_one(name, spread):
+def test_histograms_of_any_family_even_where_all_predictions_are_nearly_one(name, spread):
     # a rotation's scale is 1 to rounding: numpy finds no 40 bins in so narrow a range of float32
     identity = FAMILIES[name].identity()
-    params = identity + spread * torch.randn(500, len(identity), generator=torch.Generator().manual_seed(0))
-    figure = plots.theta_histograms(seen_of(FAMILIES[name].theta(params)), TITLE)
+    noise = torch.randn(500, len(identity), generator=torch.Generator().manual_seed(0))
+    theta = FAMILIES[name].theta(identity + spread * noise)
+    figure = plots.theta_histograms(measured_of(theta), TITLE)
     assert all(sum(bar.get_height() for bar in axes.patches) == 500 for axes in figure.axes)
+    for axes in figure.axes:  # rounding errors are not blown up
+        assert np.ptp(axes.get_xlim()) >= 0.05
 
 
-def test_histograms_of_a_model_without_transformer(three):
-    model = build_model(Config(device="cpu", stn=False, num_classes=3))
-    drawn(plots.theta_histograms(survey(model, three.test.images), TITLE))
-    drawn(plots.pairs(model, three, TITLE, count=1))
-    assert [axes.get_xlabel() for axes in drawn(plots.where(model, three, TITLE)).axes] == ["size 1.00, 0°"] * 3
-    means = drawn(plots.class_means(model, three, TITLE)).axes
-    assert [axes.get_xlabel() for axes in means[:3]] == [axes.get_xlabel() for axes in means[3:]]
-
-
-def test_the_verdict_stands_below_the_histograms():
-    seen = seen_of(FAMILIES["rotation"].theta(torch.linspace(0, 1, 50)[:, None]))
-    assert any("no sign of collapse" in text for text in texts(drawn(plots.theta_histograms(seen, TITLE))))
+def test_the_findings_stand_below_the_histograms():
+    measured, one = measured_of(FAMILIES["rotation"].theta(torch.linspace(0, 1, 50)[:, None])), None
     one = torch.ones(50)
-    wrong = seen._replace(outside=one, scale=2 * one, determinant=0 * one, flipped=one, variance_left=0 * one)
+    wrong = measured._replace(outside=one, scale=2 * one, determinant=0 * one, flipped=one,
+                              variance_left=0 * one)
     figure = drawn(plots.theta_histograms(wrong, TITLE))
-    written = " ".join(" ".join(texts(figure)).split())
-    assert all(text in written for text in diagnostics.verdict(wrong)) and len(diagnostics.verdict(wrong)) == 4
-    assert "no sign" not in written
-    # it has a place of its own below the axes
-    boxes = [text.get_window_extent() for text in figure.texts[2:]]
-    assert max(box.y1 for box in boxes) <= min(axes.get_tightbbox().y0 for axes in figure.axes) + 1
+    written = " ".join(texts(figure).split())
+    assert all(text in written for text in diagnostics.findings(wrong))
+    assert len(diagnostics.findings(wrong)) == 4 and "no sign" not in written
+    boxes = [text.get_window_extent() for text in figure.texts[2:]]  # in a place of their own
+    lowest = min(axes.get_tightbbox().y0 for axes in figure.axes)
+    assert max(box.y1 for box in boxes) <= lowest + 1
     assert all(above.y0 >= below.y1 - 3 for above, below in pairwise(boxes))
 
 
 def test_bands_are_the_quantiles_of_each_epoch():
-    bands = [{name: [q - 2, q - 1, q + 0.0, q + 1, q + 3] for name in plots.QUANTITIES} for q in (0, 5, -1)]
+    bands = [{name: [q - 2, q - 1, q + 0.0, q + 1, q + 3] for name in QUANTITIES}
+             for q in (0, 5, -1)]
     bands[1]["scale"] = [0.5, 0.75, 1.25, 1.5, 2]
     figure = drawn(plots.theta_bands([0, 1, 2], bands, TITLE))
-    by_name = dict(zip(plots.QUANTITIES, figure.axes, strict=True))
-    assert [axes.get_title() for axes in figure.axes] == ["rotation", "scale", "shear", "shift x", "shift y",
-                                                          "outside the picture"]
-    for name, axes in by_name.items():
-        still, median = axes.get_lines()
-        assert set(still.get_ydata()) == {1 if name == "scale" else 0}
+    assert titles(figure.axes) == ["rotation", "scale", "shear", "shift x", "shift y",
+                                   "outside the picture"]
+    for name, axes in zip(QUANTITIES, figure.axes, strict=True):
+        median, identity = axes.get_lines()
+        assert set(identity.get_ydata()) == {1 if name == "scale" else 0}
         assert list(median.get_xdata()) == [0, 1, 2]
         assert list(median.get_ydata()) == [band[name][2] for band in bands]
         for band, (low, high) in zip(axes.collections, ((0, 4), (1, 3)), strict=True):
             corners = {tuple(point) for point in band.get_paths()[0].vertices}
-            expected = {(epoch, values[name][k]) for epoch, values in enumerate(bands) for k in (low, high)}
-            assert {(float(x), float(y)) for x, y in expected} <= corners
+            expected = {(float(epoch), float(values[name][k]))
+                        for epoch, values in enumerate(bands) for k in (low, high)}
+            assert expected <= corners
         low, high = axes.get_ylim()
-        assert low <= min(band[name][0] for band in bands) and high >= max(band[name][4] for band in bands)
+        assert low <= min(band[name][0] for band in bands)
+        assert high >= max(band[name][4] for band in bands)
 
 
 @pytest.mark.parametrize("epochs", [[], [0], [7]])
 def test_bands_of_no_epoch_or_one(epochs, three):
-    bands = [diagnostics.quantiles(survey(turning(), three.test.images))] * len(epochs)
+    bands = [diagnostics.quantiles(statistics(turning(three), three.test.images))] * len(epochs)
     rotation = drawn(plots.theta_bands(epochs, bands, TITLE)).axes[0]
-    for epoch in epochs:
-        assert rotation.get_lines()[1].get_ydata() == pytest.approx([90, 90])
-        assert rotation.get_xlim()[0] < epoch < rotation.get_xlim()[1]
+    line = rotation.get_lines()[0]
+    assert line.get_ydata() == pytest.approx([90] * len(epochs))
+    assert not epochs or line.get_marker() == "."  # one point has no line
+    assert not epochs or rotation.get_xlim()[0] < epochs[0] < rotation.get_xlim()[1]
 
 
-def test_rounding_errors_are_not_blown_up():
-    seen = seen_of(FAMILIES["rotation"].theta(1e-7 * torch.randn(50, 1, generator=torch.Generator().manual_seed(0))))
-    for figure in (plots.theta_histograms(seen, TITLE),
-                   plots.theta_bands([0, 1], [diagnostics.quantiles(seen)] * 2, TITLE)):
-        drawn(figure)
-        for axes in figure.axes:
-            low, high = axes.get_xlim() if len(figure.axes) == 5 else axes.get_ylim()
-            assert high - low >= 0.05
+# ---- what is not finite -------------------------------------------------------------------------
 
 
-# ---- the families ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("family", "value", "finite"), [
+    ("tps", math.nan, False), ("similarity", 1e10, False), ("affine", 1e10, True)])
+def test_a_broken_transformer_is_drawn_all_the_same(three, family, value, finite):
+    params = FAMILIES[family].identity()
+    params[:2] = value
+    model = predicting(params, three, transform=family)
+    for name in WITH_A_MODEL:
+        figure = getattr(plots, name)(model, three)
+        assert name != "sampled_regions" or drawn(figure)
+    drawn(plots.single_image(model, three.test.images[0], three.classes, TITLE))
+    film = plots.Film(model, three)
+    film(model, HISTORY)
+    assert film.picture() and len(film.player()._repr_html_()) > 1000
+    drawn(plots.theta_bands(film.epochs, film.bands, TITLE))
+    histograms = drawn(plots.theta_histograms(statistics(model, three.test.images), TITLE))
+    assert ("Left out: 12 of 12" in texts(histograms)) != finite
 
 
-def test_the_families_are_all_there_with_their_parameters(three):
+def test_histograms_leave_out_what_is_not_finite_and_say_so():
+    theta = FAMILIES["rotation"].theta(torch.linspace(0, 1, 50)[:, None])
+    theta[3, 0, 0], theta[7, 1, 2] = math.nan, math.inf
+    figure = drawn(plots.theta_histograms(measured_of(theta), TITLE))
+    assert all(sum(bar.get_height() for bar in axes.patches) == 48 for axes in figure.axes)
+    assert "Left out: 2 of 50 images" in texts(figure)
+    drawn(plots.theta_histograms(measured_of(theta * math.nan), TITLE))
+
+
+@pytest.mark.parametrize("value", [None, -math.inf])
+def test_bands_and_curves_have_gaps_where_values_are_not_finite(value):
+    bands = [{name: [0.0, 1.0, 2.0, 3.0, 4.0] for name in QUANTITIES} for _ in range(4)]
+    bands[2]["scale"] = [0.0, 1.0, value, 3.0, value]
+    figure = drawn(plots.theta_bands([0, 1, 2, 3], bands, TITLE))
+    assert "Gaps: values that are not finite" in texts(figure)
+    median = figure.axes[1].get_lines()[0].get_ydata()
+    np.testing.assert_array_equal(median, [2, 2, math.nan, 2])
+    drawn(plots.theta_bands([0], [dict.fromkeys(QUANTITIES, [value] * 5)], TITLE))
+    history = [HISTORY[0], HISTORY[1] | dict(train_loss=value, val_accuracy=value), HISTORY[2]]
+    drawn(plots.curves(history, TITLE, math.nan))
+    drawn(plots.compare(history, history, 0.5, 0.4, TITLE))
+
+
+# ---- explanations -------------------------------------------------------------------------------
+
+
+def test_the_families_are_all_there_with_their_parameters(three, monkeypatch):
+    # a row that somebody added
+    monkeypatch.setitem(FAMILIES, "mine", replace(FAMILIES["similarity"], name="mine"))
     figure = drawn(plots.families(three.test.images[0]))
-    assert [axes.get_title() for axes in figure.axes[:7]] == list(FAMILIES)
-    counts = [int(re.match(r"(\d+) parameters?$", axes.get_xlabel())[1]) for axes in figure.axes[7:]]
-    assert counts == [family.num_params for family in FAMILIES.values()]
-    for above, below in zip(figure.axes[:7], figure.axes[7:], strict=True):
-        np.testing.assert_allclose(shown(above), pixels_of(three.test.images[0]))
-        assert np.abs(shown(below) - shown(above)).mean() > 0.02
+    above, below = figure.axes[:8], figure.axes[8:]
+    assert titles(above) == list(FAMILIES)
+    assert [axes.get_xlabel() for axes in below] == [
+        f"{f.num_params} parameter{'s' if f.num_params > 1 else ''}"
+        for f in FAMILIES.values()]
+    for before, after in zip(above, below, strict=True):
+        assert_shows(before, three.test.images[0])
+        picture, = after.get_images()
+        change = np.abs(picture.get_array() / 255 - before.get_images()[0].get_array() / 255)
+        assert change.mean() > 0.02
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_diagram_shows_a_real_warp(channels):
-    # a picture without fine detail, which two interpolations would blur
+    # an image without fine detail, which two interpolations would blur
     coarse = torch.rand(1, channels, 5, 5, generator=torch.Generator().manual_seed(0))
-    picture = torch.nn.functional.interpolate(coarse, 32, mode="bicubic").clamp(0, 1)[0]
-    figure = drawn(plots.diagram((picture * 255).round().to(torch.uint8)))
-    before, after = (axes for axes in figure.axes[0].child_axes)
-    assert {"localization\nnetwork", "grid\ngenerator", "sampler", "classifier", "theta"} <= set(texts(figure))
-    matrix = next(text for text in texts(figure) if re.fullmatch(r"[\s\d.-]+", text))
+    image = torch.nn.functional.interpolate(coarse, 32, mode="bicubic").clamp(0, 1)[0]
+    figure = drawn(plots.diagram((image * 255).round().to(torch.uint8)))
+    before, after = (axes.get_images()[0].get_array() / 255 for axes in figure.axes[0].child_axes)
+    written = [text.get_text() for text in figure.axes[0].texts]
+    assert {"localization\nnetwork", "grid\ngenerator", "sampler", "classifier"} < set(written)
+    matrix = next(text for text in written if re.fullmatch(r"[\s\d.-]+", text))
     theta = np.array([[float(number) for number in line.split()] for line in matrix.splitlines()])
-    assert theta.shape == (2, 3) and math.degrees(math.atan2(theta[1, 0], theta[0, 0])) == pytest.approx(25.8, abs=1)
-    # the input is the picture, turned; the output reads it at theta: the picture upright, and nearer by theta's scale
+    assert theta.shape == (2, 3)
+    assert math.degrees(math.atan2(theta[1, 0], theta[0, 0])) == pytest.approx(25.8, abs=1)
+    # the input is the image, turned; the output samples it at theta: upright, and nearer by scale
     scale = math.hypot(theta[0, 0], theta[1, 0])
     assert 0.6 < scale < 0.9
     near = FAMILIES["attention"].grid(torch.tensor([[math.log(scale), 0, 0]]), 32)
-    expected = pixels_of(torch.nn.functional.grid_sample(picture[None], near, align_corners=False)[0])
-    assert np.abs(shown(after) - expected).mean() < 0.02
-    assert np.abs(shown(before) - pixels_of(picture)).mean() > 0.05  # it was turned
-    corners = [line.get_xydata()[0] for line in before.get_lines() if line.get_linewidth() == 1.8]
+    expected = torch.nn.functional.grid_sample(image[None], near, align_corners=False)[0]
+    assert np.abs(after - expected.permute(1, 2, 0).numpy()).mean() < 0.02
+    assert np.abs(before - image.permute(1, 2, 0).numpy()).mean() > 0.05  # it was turned
+    lines = figure.axes[0].child_axes[0].get_lines()
+    corners = [line.get_xydata()[0] for line in lines if line.get_linewidth() == 1.8]
     upper_left = ((theta @ [-1, -1, 1] + 1) * 32 - 1) / 2
     assert min(np.abs(corner - upper_left).max() for corner in corners) < 0.2
 
 
-# ---- where it looks -------------------------------------------------------------------------------------------------
+# ---- sampled regions ----------------------------------------------------------------------------
 
 
 SOME = dict(
-    translation=[0.3, -0.2], rotation=[2.0], attention=[-0.5, 0.2, 0.4], similarity=[-0.4, 0.3, 0.1, 0.2],
-    affine=[0.9, 0.4, 0.1, -0.2, 0.7, -0.3], projective=[0.9, 0.2, 0.1, -0.1, 0.8, 0.0, 0.4, -0.3],
+    translation=[0.3, -0.2], rotation=[2.0], attention=[-0.5, 0.2, 0.4],
+    similarity=[-0.4, 0.3, 0.1, 0.2], affine=[0.9, 0.4, 0.1, -0.2, 0.7, -0.3],
+    projective=[0.9, 0.2, 0.1, -0.1, 0.8, 0.0, 0.4, -0.3],
     tps=(0.3 * torch.randn(32, generator=torch.Generator().manual_seed(0))).tolist(),
 )
 
 
-def pixels_at(family, params, x, y):
-    """Where the output's point (x, y) is read, in pixels of a picture of 32, worked out in numpy."""
-    theta = FAMILIES[family].theta(torch.tensor([params]))[0].double().numpy()
-    if family == "tps":  # passes through its control points exactly; they lie at -1, -1/3, 1/3 and 1
+def pixels_at(family, x, y):
+    """Where the output's point (x, y) is sampled, in pixels of 32, worked out in numpy."""
+    theta = FAMILIES[family].theta(torch.tensor([SOME[family]]))[0].double().numpy()
+    if family == "tps":  # passes through its control points exactly: -1, -1/3, 1/3 and 1
         column, row = (round((c + 1) * 1.5) for c in (x, y))
         point = theta[4 * row + column]
     else:
@@ -399,89 +644,85 @@ def pixels_at(family, params, x, y):
 
 
 def edges(axes):
-    """The thick lines over a picture: the region's upper, left, lower and right edge, then its handle."""
+    """The thick lines over an image: upper, left, lower and right edge of the region, handle."""
     return [line.get_xydata() for line in axes.get_lines() if line.get_linewidth() == 1.8]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_outline_is_where_theta_puts_the_output(three, family):
-    figure = drawn(plots.where(answering(SOME[family], transform=family), three, TITLE))
+    model = predicting(SOME[family], three, transform=family)
+    figure = drawn(plots.sampled_regions(model, three))
     for k, axes in enumerate(figure.axes):
-        np.testing.assert_allclose(shown(axes), pixels_of(three.test.images[10 * k + 1]))  # the pictures of the strip
+        assert_shows(axes, three.test.images[4 * k])
         assert axes.get_images()[0].get_extent() == [-0.5, 31.5, 31.5, -0.5]
         upper, left, lower, right, handle = edges(axes)
         for line, (x0, y0), (x1, y1) in ((upper, (-1, -1), (1, -1)), (left, (-1, -1), (-1, 1)),
                                          (lower, (-1, 1), (1, 1)), (right, (1, -1), (1, 1))):
-            np.testing.assert_allclose(line[0], pixels_at(family, SOME[family], x0, y0), atol=0.05)
-            np.testing.assert_allclose(line[-1], pixels_at(family, SOME[family], x1, y1), atol=0.05)
-        inside = upper[len(upper) // 2] if family == "tps" else pixels_at(family, SOME[family], 0, -1)
-        np.testing.assert_allclose(handle[0], inside, atol=0.05)  # it stands on the middle of the upper edge
+            np.testing.assert_allclose(line[0], pixels_at(family, x0, y0), atol=0.05)
+            np.testing.assert_allclose(line[-1], pixels_at(family, x1, y1), atol=0.05)
+        middle = upper[len(upper) // 2] if family == "tps" else pixels_at(family, 0, -1)
+        np.testing.assert_allclose(handle[0], middle, atol=0.05)  # on the middle of the upper edge
         across = handle[0] - lower[len(lower) // 2]
         np.testing.assert_allclose(handle[1] - handle[0], across / 8, atol=0.05)
         (low, high), (bottom, top) = axes.get_xlim(), axes.get_ylim()
         points = np.concatenate([upper, left, lower, right, handle])
-        assert low < points.min() and points.max() < high and (bottom, top) == (high, low)  # y points down
-    lines = len([line for line in figure.axes[0].get_lines() if line.get_linewidth() == 0.6])
-    assert lines == (6 if family == "tps" else 0)  # a bent one has its grid drawn
+        assert low < points.min() and points.max() < high
+        assert (bottom, top) == (high, low)  # y points down
+    thin = len([line for line in figure.axes[0].get_lines() if line.get_linewidth() == 0.6])
+    assert thin == (6 if family == "tps" else 0)  # a bent one has its grid drawn
 
 
 @pytest.mark.parametrize(("family", "params", "words"), [
-    ("similarity", [math.radians(30), math.log(1.25), 0.0, 0.0], "size 1.25, 30°"),
-    ("rotation", [-math.radians(120)], "size 1.00, -120°"),
-    ("affine", [1.0, 0, 0, 0, -1, 0], "size 1.00, 0°, mirrored"),
-    ("affine", [-1.0, 0, 0, 0, -1, 0], "size 1.00, 180°"),
-    ("tps", [0.0] * 32, "size 1.00, 0°"),
+    ("similarity", [math.radians(30), math.log(1.25), 0.0, 0.0], "scale 1.25, 30°"),
+    ("rotation", [-math.radians(120)], "scale 1.00, -120°"),
+    ("affine", [1.0, 0, 0, 0, -1, 0], "scale 1.00, 0°, mirrored"),
+    ("affine", [-1.0, 0, 0, 0, -1, 0], "scale 1.00, 180°"),
+    ("tps", [0.0] * 32, "scale 1.00, 0°"),
 ])
-def test_size_and_turn_are_written_below(three, family, params, words):
-    figure = plots.where(answering(params, transform=family), three, TITLE)
+def test_sampling_scale_and_rotation_are_written_below(three, family, params, words):
+    figure = plots.sampled_regions(predicting(params, three, transform=family), three)
     assert {axes.get_xlabel().replace("-180", "180") for axes in figure.axes} == {words}
 
 
-def test_size_is_that_of_the_survey(three):
-    model = answering(SOME["projective"], transform="projective")
-    size = survey(model, three.test.images[:1]).scale.item()
-    words = plots.where(model, three, TITLE).axes[0].get_xlabel()
-    assert float(re.match(r"size ([\d.]+),", words)[1]) == pytest.approx(size, abs=0.02)
-
-
-@pytest.mark.parametrize(("shift", "sides"), [([9.0, -4.0], (1, -1)), ([-9.0, 0.5], (-1, 1)), ([0.3, 8.0], (1, 1))])
+@pytest.mark.parametrize(("shift", "sides"), [([9.0, -4.0], (1, -1)), ([-0.5, 8.0], (-1, 1))])
 def test_a_region_out_of_sight_is_pointed_at(three, shift, sides):
-    figure = drawn(plots.where(answering(shift, transform="translation"), three, TITLE))
-    for axes in figure.axes:
+    model = predicting(shift, three, transform="translation")
+    for axes in drawn(plots.sampled_regions(model, three)).axes:
         low, high = axes.get_xlim()
-        assert high - low < 32 * 5.5  # so the picture can still be seen
+        assert high - low < 32 * 3.5  # so the image can still be seen
         arrow, = axes.texts
         step = np.array(arrow.xy) - np.array(arrow.get_position())
         assert tuple(np.sign(step)) == sides
         assert step[0] / step[1] == pytest.approx(shift[0] / shift[1], rel=1e-4)
         assert max(low, *arrow.xy) <= high + 1e-3 and min(arrow.xy) >= low - 1e-3
-    near = plots.where(answering([0.5, 0.5], transform="translation"), three, TITLE)
+    near = plots.sampled_regions(predicting([0.5, 0.5], three, transform="translation"), three)
     assert not any(axes.texts for axes in near.axes)
 
 
-def test_one_region_far_out_does_not_shrink_all_pictures(three):
-    model = build_model(Config(device="cpu", transform="attention", num_classes=3))
-    three.test.images[1] = 255
-    answers = torch.tensor([[math.log(40), 0, 0], [0.0, 0, 0], [0.0, 0, 0]])
-    model.localization.forward = lambda images: answers[: len(images)]
-    low, high = plots.where(model, three, TITLE).axes[0].get_xlim()
-    assert high - low < 32 * 3.5
+def test_one_image_with_its_region_and_probabilities(three):
+    for image in (three.test.images[4], three.test.images[4] / 255):
+        model = turning(three, answer=2)
+        classes = ("cat", "dog", "a very long name of a class")
+        left, middle, right = drawn(plots.single_image(model, image, classes, TITLE)).axes
+        assert_shows(left, image)
+        assert_shows(middle, torch.rot90(image, 1, (1, 2)))
+        # it is read from the right
+        np.testing.assert_allclose(edges(left)[0][[0, -1]], [[31.5, -0.5], [31.5, 31.5]], atol=0.05)
+        names = [label.get_text() for label in right.get_yticklabels()]
+        assert names[0].startswith("a very long") and set(names[1:]) == {"cat", "dog"}
+        assert right.get_ylim()[0] > right.get_ylim()[1]  # the most probable is on top
+        probabilities = np.exp([1, 0, 0]) / np.exp([1, 0, 0]).sum()
+        widths = [bar.get_width() for bar in right.patches]
+        assert widths == pytest.approx(probabilities, abs=1e-5)
+        assert [text.get_text() for text in right.texts] == [f"{width:.0%}" for width in widths]
 
 
-def test_several_images_of_each_class_and_no_empty_frames(three):
-    figure = drawn(plots.where(turning(), three, TITLE, count=3))
-    visible = [axes for axes in figure.axes if axes.get_visible()]
-    assert [axes.get_title() for axes in visible] == ["cat", "dog", "emu"] * 3
-    for k, axes in enumerate(visible):
-        np.testing.assert_allclose(shown(axes), pixels_of(three.test.images[10 * (k % 3) + 1 + k // 3]))
-
-
-# ---- means ----------------------------------------------------------------------------------------------------------
+# ---- means --------------------------------------------------------------------------------------
 
 
 def test_mean_images_are_the_means_of_each_class(three):
-    three.test.labels[:4] = 2  # not all classes have as many
-    before, after = mean_images(turning(), three, batch_size=7)
+    three.test.labels[:2] = 2  # not all classes have as many
+    before, after = mean_images(turning(three), three, batch_size=7)
     images, labels = three.test.images.numpy() / 255, three.test.labels.numpy()
     for k in range(3):
         mean = images[labels == k].mean(axis=0)
@@ -489,108 +730,74 @@ def test_mean_images_are_the_means_of_each_class(three):
         np.testing.assert_allclose(after[k].numpy(), np.rot90(mean, axes=(1, 2)), atol=1e-4)
 
 
-def test_class_means_show_the_means_and_say_how_much_contrast_they_have(three):
-    model = answering([math.log(2), 0, 0], transform="attention")
-    three.test.images.copy_(three.test.images // 4 + 90)  # pale, as means of many pictures are
-    figure = drawn(plots.class_means(model, three, TITLE))
-    means = [part.double().numpy() for part in mean_images(model, three)]
-    told, = [text for text in re.findall(r"stretched (\d+) times", " ".join(texts(figure)))] or ["1"]
+def test_class_means_show_the_means_and_their_contrast(three):
+    model = predicting([math.log(2), 0, 0], three, transform="attention", output_size=24)
+    three.test.images.copy_(three.test.images // 4 + 90)  # pale, as means of many images are
+    figure = drawn(plots.class_means(model, three))
+    stretch = int(re.search(r"stretched (\d+) times", texts(figure))[1])
+    assert stretch > 2
     contrasts = []
-    for row, (axes, mean) in enumerate(zip((figure.axes[:3], figure.axes[3:]), means, strict=True)):
-        for k in range(3):
-            contrasts.append(np.mean([255 * channel.std() for channel in mean[k]]))
-            assert float(axes[k].get_xlabel()) == pytest.approx(contrasts[-1], abs=0.051)
-            middle = mean[k].mean(axis=(1, 2), keepdims=True)
-            stretched = np.clip(middle + int(told) * (mean[k] - middle), 0, 1)
-            np.testing.assert_allclose(shown(axes[k]), stretched.transpose(1, 2, 0), atol=1e-4)
-        assert axes[0].get_ylabel().strip() == ("before", "after")[row]
-    assert int(told) > 2
-    whole = np.mean(contrasts[:3]), np.mean(contrasts[3:])
-    written = " ".join(" ".join(texts(figure)).split())
-    assert f"mean {whole[0]:.1f} before and {whole[1]:.1f} after ({whole[1] / whole[0]:.2f} times)" in written
-
-
-def test_stretching_cuts_nothing_off(three):
-    figure = plots.class_means(turning(), three, TITLE)
-    for axes in figure.axes:
-        pixels = shown(axes)
-        assert pixels.min() > 0 and pixels.max() < 1
-
-
-def test_means_of_flat_pictures_have_no_contrast(three):
+    for row, means in enumerate(mean_images(model, three)):
+        for picture, mean in zip(shown(figure)[3 * row:3 * row + 3], means, strict=True):
+            contrasts.append(np.mean([255 * channel.double().numpy().std() for channel in mean]))
+            middle = mean.mean(dim=(1, 2), keepdim=True)
+            assert_shows(picture, middle + stretch * (mean - middle))  # nothing is cut off
+    *numbers, before, after = row_names(figure)
+    assert (before, after) == ("before", "after")
+    assert [float(number) for number in numbers] == pytest.approx(contrasts, abs=0.051)
+    before, after = np.mean(contrasts[:3]), np.mean(contrasts[3:])
+    assert f"mean {before:.1f} before and {after:.1f} after ({after / before:.2f} times)" in texts(
+        figure)
     three.test.images.fill_(90)
-    assert {axes.get_xlabel() for axes in drawn(plots.class_means(turning(), three, TITLE)).axes} == {"0.0"}
+    flat = drawn(plots.class_means(turning(three), three))
+    assert set(row_names(flat)) == {"before", "after", "0.0"}
 
 
-# ---- guesses --------------------------------------------------------------------------------------------------------
+# ---- predictions --------------------------------------------------------------------------------
 
 
 class Brightness(torch.nn.Module):
-    """Takes a picture for class 1, the more surely the brighter it is."""
+    """Predicts class 1, with a probability that grows with the brightness of the image."""
 
     def forward(self, images):
-        return torch.stack([torch.zeros(len(images)), 4 + images.mean(dim=(1, 2, 3)), torch.zeros(len(images))], dim=1)
+        brightness, other = 4 + images.mean(dim=(1, 2, 3)), torch.zeros(len(images))
+        return torch.stack([other, brightness, other], dim=1)
 
 
-def sure_of(grey):
-    """The probability that Brightness gives class 1 for a flat picture of `grey`."""
-    logit = math.exp(4 + np.mean([(grey / 255 - m) / s for m, s in ((0.4914, 0.2470), (0.4822, 0.2435),
-                                                                   (0.4465, 0.2616))]))
-    return logit / (logit + 2)
+def probability_of(grey):
+    """What Brightness gives class 1 for a flat image of `grey`."""
+    channels = ((0.4914, 0.2470), (0.4822, 0.2435), (0.4465, 0.2616))
+    odds = math.exp(4 + np.mean([(grey / 255 - mean) / std for mean, std in channels]))
+    return odds / (odds + 2)
 
 
 def by_brightness(three, greys):
-    """Data whose test images are flat, of these greys, and a model that goes by them; turned by 90 degrees."""
-    images = torch.tensor(greys, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 32, 32)
-    model = turning()
+    """A model that goes by brightness, and data whose test images are flat, of these greys."""
+    images = torch.tensor(greys, dtype=torch.uint8).view(-1, 1, 1, 1).repeat(1, 3, 32, 32)
+    model = turning(three)
     model.classifier = Brightness()
     return model, replace(three, test=Split(images, torch.arange(len(greys)) % 3))
 
 
-def test_mistakes_are_the_wrong_guesses_from_the_surest_on(three):
+def test_mistakes_come_by_their_probability(three):
     greys = [10, 250, 90, 200, 40, 255, 130, 0, 30]
     model, data = by_brightness(three, greys)
-    figure = drawn(plots.mistakes(model, data, TITLE, count=4, batch_size=4))
-    visible = [axes for axes in figure.axes if axes.get_visible()]
-    expected = sorted(((sure_of(grey), k) for k, grey in enumerate(greys) if k % 3 != 1), reverse=True)[:4]
-    assert len(visible) == 8
-    for (sure, k), left, right in zip(expected, visible[::2], visible[1::2], strict=True):
-        assert left.get_title() == three.classes[k % 3] and right.get_title() == f"✗ dog {sure:.0%}"
-        np.testing.assert_allclose(shown(left), greys[k] / 255, atol=1e-6)
-        np.testing.assert_allclose(shown(right), greys[k] / 255, atol=1e-4)
-    assert "6 of 9 test images" in figure.texts[1].get_text()
-
-
-def test_mistakes_show_what_the_classifier_saw(three):
-    figure = plots.mistakes(turning(), three, TITLE, count=2)
-    left, right = figure.axes[:2]
-    np.testing.assert_allclose(np.rot90(shown(left)), shown(right), atol=1e-4)
+    figure = drawn(plots.mistakes(model, data, count=4, batch_size=4))
+    wrong = ((probability_of(grey), k) for k, grey in enumerate(greys) if k % 3 != 1)
+    expected = sorted(wrong, reverse=True)[:4]
+    assert captions(figure) == [text for p, k in expected
+                                for text in (three.classes[k % 3], f"✗ dog {p:.0%}")]
+    for picture, k in zip(shown(figure), [k for _, k in expected for _ in range(2)], strict=True):
+        assert_shows(picture, data.test.images[k])
+    assert "6 of 9 test images are predicted wrongly" in texts(figure)
 
 
 def test_no_mistakes_and_few(three):
     model, data = by_brightness(three, [10, 20, 30, 40])
-    none = replace(data, test=Split(data.test.images, torch.ones(4, dtype=torch.int64)))
-    assert "None of 4" in drawn(plots.mistakes(model, none, TITLE)).texts[1].get_text()
-    few = drawn(plots.mistakes(model, data, TITLE))
-    assert sum(axes.get_visible() for axes in few.axes) == 2 * 3
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_one_picture_with_its_region_and_probabilities(dtype):
-    picture, classes = small(dtype=dtype).test.images[4], ("cat", "dog", "a very long name of a class")
-    model = turning(answer=2)
-    figure = drawn(plots.one(model, picture, classes, TITLE))
-    left, middle, right = figure.axes
-    np.testing.assert_allclose(shown(left), pixels_of(picture), atol=1e-6)
-    np.testing.assert_allclose(shown(middle), pixels_of(torch.rot90(picture, 1, (1, 2))), atol=1e-4)
-    np.testing.assert_allclose(edges(left)[0][[0, -1]], [[31.5, -0.5], [31.5, 31.5]], atol=0.05)  # read from the right
-    probabilities = np.exp([0, 0, 1]) / np.exp([0, 0, 1]).sum()
-    names = [label.get_text() for label in right.get_yticklabels()]
-    assert names[0].startswith("a very long") and set(names[1:]) == {"cat", "dog"}
-    assert right.get_ylim()[0] > right.get_ylim()[1]  # the surest is on top
-    widths = [bar.get_width() for bar in right.patches]
-    assert widths == pytest.approx(sorted(probabilities, reverse=True), abs=1e-5)
-    assert [text.get_text() for text in right.texts] == [f"{width:.0%}" for width in widths]
+    right = replace(data, test=Split(data.test.images, torch.ones(4, dtype=torch.int64)))
+    none = drawn(plots.mistakes(model, right))
+    assert "0 of 4 test images" in texts(none) and not shown(none)
+    assert len(shown(drawn(plots.mistakes(model, data)))) == 2 * 3
 
 
 def luminance(colour):
@@ -603,83 +810,79 @@ def test_confusion_counts_true_classes_in_rows(three, percent):
     counts = torch.tensor([[6, 2, 0], [1, 9, 0], [0, 0, 0]])
     axes, = drawn(plots.confusion(counts.tolist(), three.classes, TITLE, percent=percent)).axes
     cells = {tuple(text.get_position()): text.get_text() for text in axes.texts}
-    expected = {(0, 0): ("75", "6"), (1, 0): ("25", "2"), (0, 1): ("10", "1"), (1, 1): ("90", "9")}  # (column, row)
-    assert cells == {place: told[0 if percent else 1] for place, told in expected.items()}
-    assert [label.get_text() for label in axes.get_yticklabels()] == list(three.classes)
-    assert [label.get_text() for label in axes.get_xticklabels()] == list(three.classes)
-    assert (axes.get_xlabel(), axes.get_ylabel().split(",")[0]) == ("guess", "truth")
-    assert {patch.get_xy() for patch in axes.patches} == {(k - 0.5, k - 0.5) for k in range(3)}  # framed
+    expected = {(0, 0): ("75", "6"), (1, 0): ("25", "2"), (0, 1): ("10", "1"), (1, 1): ("90", "9")}
+    assert cells == {place: words[not percent] for place, words in expected.items()}
+    for labels in (axes.get_yticklabels(), axes.get_xticklabels()):
+        assert [label.get_text() for label in labels] == list(three.classes)
+    assert (axes.get_xlabel(), axes.get_ylabel().split(",")[0]) == ("prediction", "true class")
+    framed = {patch.get_xy() for patch in axes.patches}
+    assert framed == {(k - 0.5, k - 0.5) for k in range(3)}
 
 
 def test_confusion_names_the_most_frequent_mistake(three):
     counts = torch.tensor([[90, 5, 5], [1, 3, 2], [0, 30, 70]])
-    text = plots.confusion(counts, three.classes, TITLE).texts[1].get_text()
-    assert "dog for emu, 33.3%" in text  # 2 of 6, though 30 emus of 100 are more in number
-    assert "No mistake" in plots.confusion(torch.eye(3), three.classes, TITLE).texts[1].get_text()
+    # 2 of 6, though 30 emus of 100 are more in number
+    assert "dog, predicted as emu, 33.3%" in texts(plots.confusion(counts, three.classes, TITLE))
+    assert "No mistake" in texts(plots.confusion(torch.eye(3), three.classes, TITLE))
 
 
 def test_confusion_is_legible_on_any_colour():
-    counts = torch.zeros(50, 50, dtype=torch.int64)
-    counts[:, 0], counts[:, 1] = torch.arange(50), 100 - torch.arange(50)  # all shares in whole percent
-    axes, = plots.confusion(counts, tuple(map(str, range(50))), TITLE).axes
+    counts = torch.zeros(NUMBERED, NUMBERED, dtype=torch.int64)
+    counts[:, 0] = torch.linspace(0, 100, NUMBERED).long()
+    counts[:, 1] = 100 - counts[:, 0]
+    axes, = plots.confusion(counts, tuple(map(str, range(NUMBERED))), TITLE).axes
     image, = axes.get_images()
-    assert len(axes.texts) == 99
+    assert len(axes.texts) == 2 * NUMBERED - 2
     for text in axes.texts:
         column, row = text.get_position()
         ground = image.cmap(image.norm(image.get_array()[row, column]))
-        light, dark = sorted([luminance(text.get_color()), luminance(ground)], reverse=True)
+        light, dark = sorted(map(luminance, (text.get_color(), ground)), reverse=True)
         assert (light + 0.05) / (dark + 0.05) >= 4.5, (row, column)  # WCAG 2.2's minimum for text
 
 
-# ---- robustness and comparison --------------------------------------------------------------------------------------
-
-
-KNOWN = dict(angle=dict(values=[-90, 0, 90], accuracy=[0.3, 0.6, 0.2]),
-             shift_x=dict(values=[-0.5, 0.0], accuracy=[0.5, 0.61]),
-             scale=dict(values=[0.5, 1.0, 2.0], accuracy=[0.4, 0.62, 0.1]))
+# ---- arms ---------------------------------------------------------------------------------------
 
 
 def test_robustness_draws_each_arm_and_its_accuracy_undistorted():
     worse = {name: dict(values=part["values"], accuracy=[a / 2 for a in part["accuracy"]])
-             for name, part in KNOWN.items()}
-    figure = drawn(plots.robustness({"with": KNOWN, "without": worse}, TITLE, chance=0.25))
-    assert len(figure.axes) == 3
-    for axes, (quantity, reference) in zip(figure.axes, dict(angle=0.6, shift_x=0.61, scale=0.62).items(), strict=True):
+             for name, part in MEASURED.items()}
+    figure = drawn(plots.robustness({"with": MEASURED, "without": worse}, TITLE, chance=0.25))
+    best = max(max(part["accuracy"]) for part in MEASURED.values())
+    for axes, (quantity, reference) in zip(
+            figure.axes, dict(angle=0.6, shift_x=0.61, scale=0.62).items(), strict=True):
         first, first_level, second, second_level, chance = axes.get_lines()
-        assert list(first.get_xdata()) == KNOWN[quantity]["values"]
-        assert list(first.get_ydata()) == KNOWN[quantity]["accuracy"]
+        assert list(first.get_xdata()) == MEASURED[quantity]["values"]
+        assert list(first.get_ydata()) == MEASURED[quantity]["accuracy"]
         assert list(second.get_ydata()) == worse[quantity]["accuracy"]
-        assert set(first_level.get_ydata()) == {reference} and set(second_level.get_ydata()) == {reference / 2}
+        assert set(first_level.get_ydata()) == {reference}
+        assert set(second_level.get_ydata()) == {reference / 2}
         assert set(chance.get_ydata()) == {0.25}
-        assert axes.get_ylim() == (0, pytest.approx(0.1 + max(max(k["accuracy"]) for k in KNOWN.values())))
+        assert axes.get_ylim() == (0, pytest.approx(0.1 + best))
     assert figure.axes[2].get_xscale() == "log"
     legend, = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["with", "without"]
+    # where the undistorted images were not measured, there is no line for them
+    other = dict(a=dict(angle=dict(values=[10, 20], accuracy=[0.3, 0.2])))
+    assert len(plots.robustness(other, TITLE).axes[0].get_lines()) == 2
 
 
 def test_arms_differ_in_more_than_colour():
-    arms = {f"arm {k}": KNOWN for k in range(8)}
-    lines = [line for line in drawn(plots.robustness(arms, TITLE)).axes[0].get_lines() if line.get_label() in arms]
-    looks = [(line.get_linestyle(), line.get_marker()) for line in lines]
-    assert len(lines) == len(set(looks)) == len(plots.STYLES) == 8
+    arms = {f"arm {k}": MEASURED for k in range(8)}
+    lines = drawn(plots.robustness(arms, TITLE)).axes[0].get_lines()
+    looks = [(line.get_linestyle(), line.get_marker())
+             for line in lines if line.get_label() in arms]
+    assert len(looks) == len(set(looks)) == len(plots.STYLES) == 8
 
 
-def test_what_is_left_of_a_turn_is_drawn_as_shares_of_the_images():
+def test_rotation_errors_are_shares_of_the_images():
     upright, upside_down = [30, *[0] * 34, 10], [0, *[0] * 34, 5]
-    figure = drawn(plots.residual_angles(dict(a=upright, b=upside_down), TITLE))
-    axes, = figure.axes
+    axes, = drawn(plots.rotation_errors(dict(a=upright, b=upside_down), TITLE)).axes
     first, second = (patch.get_data() for patch in axes.patches)
-    assert first.values.tolist() == pytest.approx([0.75, *[0] * 34, 0.25]) and second.values[-1] == 1
-    assert first.edges.tolist() == list(range(0, 181, 5))
+    assert first.values.tolist() == pytest.approx([0.75, *[0] * 34, 0.25])
+    assert second.values[-1] == 1 and first.edges.tolist() == list(range(0, 181, 5))
     chance, = axes.get_lines()
     assert set(chance.get_ydata()) == {5 / 180}  # a turn at random
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
-    assert figure.texts[0].get_text() == TITLE
-
-
-def test_without_the_reference_none_is_drawn():
-    figure = plots.robustness(dict(a=dict(angle=dict(values=[10, 20], accuracy=[0.3, 0.2]))), TITLE)
-    assert len(figure.axes[0].get_lines()) == 2  # the arm, and chance
+    assert legend_of(axes) == ["a", "b"]
 
 
 def test_comparison_shows_both_runs_and_what_their_test_can_tell():
@@ -687,43 +890,28 @@ def test_comparison_shows_both_runs_and_what_their_test_can_tell():
     figure = drawn(plots.compare(HISTORY, others, 0.601, 0.583, TITLE, images=1000))
     during, test = figure.axes
     with_line, without_line = during.get_lines()
-    assert list(with_line.get_ydata()) == [row["train_accuracy"] for row in HISTORY]  # as only one has validation
+    # training accuracy, as only one has a validation accuracy
+    assert list(with_line.get_ydata()) == [row["train_accuracy"] for row in HISTORY]
     assert list(without_line.get_ydata()) == [0.2, 0.4]
     assert with_line.get_linestyle() != without_line.get_linestyle()
     assert during.get_ylabel() == "training accuracy"
-    for name, right, label in zip(("with transformer", "without"), (601, 583), test.get_yticklabels(), strict=True):
+    ends = sorted(x for bar in test.collections for segment in bar.get_segments()
+                  for x, _ in segment)
+    expected = []
+    for name, right, label in zip(("with transformer", "without"), (601, 583),
+                                  test.get_yticklabels(), strict=True):
         low, high = binomtest(right, 1000).proportion_ci(method="wilson")
         assert label.get_text() == f"{name}\n{right / 1000:.1%}\n({low:.1%} to {high:.1%})"
-    ends = sorted(x for bar in test.collections for segment in bar.get_segments() for x, _ in segment)
-    expected = [end for right in (601, 583) for end in binomtest(right, 1000).proportion_ci(method="wilson")]
+        expected += [low, high]
     assert ends == pytest.approx(sorted(expected), abs=1e-6)
-    assert "test images only" in figure.texts[1].get_text() and "seed" in figure.texts[1].get_text()
+    assert "test images only" in texts(figure) and "seed" in texts(figure)
     assert test.get_xlabel() == "accuracy on 1,000 test images"
+    both = plots.compare(HISTORY, HISTORY[:1], 0.5, 0.4, TITLE).axes[0]
+    assert both.get_ylabel() == "validation accuracy"
+    assert list(both.get_lines()[0].get_ydata()) == [row["val_accuracy"] for row in HISTORY]
 
 
-def test_comparison_prefers_validation_where_both_have_it():
-    during, _ = plots.compare(HISTORY, HISTORY[:1], 0.5, 0.4, TITLE).axes
-    assert [list(line.get_ydata()) for line in during.get_lines()] == [[row["val_accuracy"] for row in HISTORY],
-                                                                     [HISTORY[0]["val_accuracy"]]]
-    assert during.get_ylabel() == "validation accuracy"
-
-
-@pytest.mark.parametrize(("histories", "accuracies"), [(([], []), (0.0, 1.0)), ((HISTORY[:1], []), (0.1, 0.1))])
+@pytest.mark.parametrize(("histories", "accuracies"), [(([], []), (0.0, 1.0)),
+                                                       ((HISTORY[:1], []), (0.1, 0.1))])
 def test_any_two_runs_can_be_compared(histories, accuracies):
     drawn(plots.compare(*histories, *accuracies, TITLE, images=10))
-
-
-# ---- long names -----------------------------------------------------------------------------------------------------
-
-
-def test_long_names_and_titles_stay_on_the_page(three):
-    data = replace(three, classes=tuple(f"{name} of the far-away countryside" for name in three.classes))
-    title = "CIFAR-10 · tutorial with a name that somebody made rather too long (similarity) · epoch 100"
-    model = turning()
-    drawn(plots.pairs(model, data, title, count=1))
-    drawn(plots.mistakes(model, data, title, count=3))
-    for draw in (plots.strip, plots.where, plots.class_means):
-        drawn(draw(model, data, title))
-    drawn(plots.one(model, data.test.images[0], data.classes, title))
-    figure = drawn(plots.confusion(torch.ones(3, 3), data.classes, title))
-    assert figure.texts[0].get_text() == title  # smaller, not cut

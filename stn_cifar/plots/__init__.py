@@ -10,10 +10,11 @@ from .diagrams import diagram, families
 from .film import Film, Live
 from .images import (class_means, first_of_each_class, mistakes, pairs, sampled_regions, samples,
                      single_image, strip, turned_and_upright)
-from .style import BLUE, GREEN, GREY, ORANGE, RED, figure_page, light_png, own_style, save, title_of
+from .style import (BLUE, GREEN, GREY, ORANGE, RED, figure_page, light_png, own_style, save,
+                    title_of)
 
 __all__ = ["BLUE", "GREEN", "GREY", "ORANGE", "RED", "STYLES", "Film", "Live", "class_means",
            "compare", "confusion", "curves", "diagram", "families", "figure_page",
            "first_of_each_class", "light_png", "mistakes", "own_style", "pairs", "robustness",
-           "rotation_errors", "sampled_regions", "samples", "save", "single_image", "strip", "theta_bands",
-           "theta_histograms", "title_of", "turned_and_upright"]
+           "rotation_errors", "sampled_regions", "samples", "save", "single_image", "strip",
+           "theta_bands", "theta_histograms", "title_of", "turned_and_upright"]

@@ -68,7 +68,8 @@ def curves(history: list[dict], title: str, test_accuracy: float | None = None) 
                         **style)
     if test_accuracy is not None and epochs:
         accuracy.plot(epochs[-1], test_accuracy, marker="*", markersize=13, color=RED,
-                      linestyle="none", clip_on=False, label=f"test, at the end: {test_accuracy:.1%}")
+                      linestyle="none", clip_on=False,
+                      label=f"test, at the end: {test_accuracy:.1%}")
     if title.startswith("CIFAR-10 "):  # undistorted, as the original experiment had it
         accuracy.axhline(TUTORIAL_TEST, color=GREY, linestyle=":",
                          label=f"original experiment, test: {TUTORIAL_TEST:.0%}")
@@ -90,7 +91,7 @@ def theta_histograms(statistics: diagnostics.Statistics, title: str) -> Page:
     findings = diagnostics.findings(statistics) or ["alive and well-behaved, no sign of collapse."]
     below = ["Findings: " + findings[0], *findings[1:]]
     if left_out := len(finite) - int(finite.sum()):
-        below.append(f"Left out: {left_out:,} of {len(finite):,} images, whose theta is not finite.")
+        below.append(f"Left out: {left_out:,} of {len(finite):,} images: theta is not finite.")
     columns = diagnostics.readable(statistics.theta[finite])
     fig = figure_page(238, title, "Dashed: the identity. One narrow spike: every image gets the "
                       "same treatment.", below)
@@ -144,27 +145,26 @@ def confusion(confusion: Tensor, classes: tuple[str, ...], title: str,
     shares = counts / counts.sum(1, keepdim=True).clamp_min(1)
     wrong = shares.clone().fill_diagonal_(0)
     true, predicted = divmod(wrong.argmax().item(), len(classes))
-    worst = "No mistake."
-    if wrong.any():
-        worst = (f"Most often confused: {short(classes[true], 16)}, predicted as "
-                 f"{short(classes[predicted], 16)}, {wrong.max():.1%}.")
-    fig = figure_page(628, title, f"Rows: true class; columns: prediction; framed: correct. {worst}")
-    ax = fig.subplots()
+    note = "Rows: true class; columns: prediction; framed: correct. "
+    note += (f"Most often confused: {short(classes[true], 16)}, predicted as "
+             f"{short(classes[predicted], 16)}, {wrong.max():.1%}."
+             if wrong.any() else "No mistake.")
+    fig = figure_page(628, title, note)
+    ax, size = fig.subplots(), max(6, min(9, 120 / len(classes)))
     ax.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     for row in range(len(classes)):
         ax.add_patch(Rectangle((row - 0.5, row - 0.5), 1, 1, fill=False, linewidth=1.5))
         for column in range(len(classes)) if len(classes) <= NUMBERED else ():
             share = shares[row, column].item()
             if counts[row, column]:
-                ax.text(column, row, f"{100 * share:.0f}" if percent else f"{counts[row, column]:,}",
-                        ha="center", va="center", fontsize=min(9, 90 / len(classes)),
+                words = f"{100 * share:.0f}" if percent else f"{counts[row, column]:,}"
+                ax.text(column, row, words, ha="center", va="center", fontsize=size,
                         color="white" if share > 0.71 else "black")  # 4.5:1 at least
-    ticks = range(0, len(classes), math.ceil(len(classes) / 50))
-    names = [short(classes[k], 16) for k in ticks]
-    size = max(6, min(9, 280 / len(classes)))
-    ax.set_xticks(ticks, names, rotation=40 if len(ticks) <= 12 else 90, fontsize=size,
-                  ha="right" if len(ticks) <= 12 else "center")
-    ax.set_yticks(ticks, names, fontsize=size)
+    if len(classes) <= 50:  # else their numbers
+        names = [short(name, 16) for name in classes]
+        ax.set_xticks(range(len(classes)), names, rotation=45, ha="right", fontsize=size,
+                      rotation_mode="anchor")
+        ax.set_yticks(range(len(classes)), names, fontsize=size)
     kind = "percent of the row" if percent else "number of images"
     ax.set(xlabel="prediction", ylabel=f"true class, {kind}")
     ax.spines[:].set_visible(False)
@@ -212,8 +212,8 @@ def robustness(arms: dict[str, dict[str, dict[str, list[float]]]], title: str,
 @own_style()
 def rotation_errors(arms: dict[str, list[int]], title: str) -> Page:
     """Rotation error after the transformer: for each arm the counts of PoseRecovery.histogram."""
-    fig = figure_page(278, title, "Upright: at the left. Upside down: at the right. Dotted: chance, "
-                      "all errors equally frequent.")
+    fig = figure_page(278, title, "Upright: at the left. Upside down: at the right. Dotted: "
+                      "chance, all errors equally frequent.")
     ax = fig.subplots()
     for (name, counts), style in zip(arms.items(), cycle(STYLES)):
         edges = np.arange(len(counts) + 1) * diagnostics.BIN

@@ -40,9 +40,9 @@ def families(image: Tensor, lines: int = 7) -> Page:
     where those lines are straight again.
     """
     size = image.shape[-1]
-    fig = figure_page(240, "The transformer families", "Above: the input, and the grid at which it "
+    fig = figure_page(250, "The transformer families", "Above: the input, and the grid at which it "
                       "is sampled. Below: the output, where that grid is straight again.",
-                      w_pad=0.02, h_pad=0.02)
+                      w_pad=0.02, h_pad=0.04)
     axes = fig.subplots(2, len(FAMILIES))
     for above, below, family in zip(*axes, FAMILIES.values(), strict=True):
         theta, identity = (family.theta(params) for params in (_example(family),

@@ -3,17 +3,19 @@
 Pictures are put together by PIL: matplotlib would take half a second for each.
 """
 
+import io
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib
-import torch
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .. import diagnostics
 from ..data import Data
+from ..files import write_whole
 from ..spatial_transformer import IdentityTransformer
 from .curves import curves
 from .images import examples, predict, split_of
@@ -109,13 +111,15 @@ class Film:
         # One palette for all frames, so what stands still does not flicker, made of the first, the
         # middle and the last; by coverage, which keeps white white. Dithering would be noise on
         # squares this large, and twice the bytes.
-        palette = _above([pictures[0], pictures[len(pictures) // 2], pictures[-1]]).quantize(
+        palette = _above(pictures[0], pictures[len(pictures) // 2], pictures[-1]).quantize(
             256, Image.Quantize.MAXCOVERAGE, kmeans=5)
         pictures = [picture.quantize(palette=palette, dither=Image.Dither.NONE)
                     for picture in pictures]
         durations = [1000, *[milliseconds] * (len(pictures) - 2), pause][-len(pictures):]
-        pictures[0].save(path, format="GIF", save_all=True, append_images=pictures[1:],
+        content = io.BytesIO()
+        pictures[0].save(content, format="GIF", save_all=True, append_images=pictures[1:],
                          duration=durations, loop=0)
+        write_whole(path, content.getvalue())
 
     def player(self) -> Player:
         """The film for a notebook: a slider over the epochs, and a button to play them."""
@@ -142,14 +146,9 @@ def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", name), size)
 
 
-def _above(pictures: list[Image.Image]) -> Image.Image:
+def _above(*pictures: Image.Image) -> Image.Image:
     """Pictures of one width, one above the other."""
-    whole = Image.new("RGB", (pictures[0].width, sum(picture.height for picture in pictures)))
-    top = 0
-    for picture in pictures:
-        whole.paste(picture, (0, top))
-        top += picture.height
-    return whole
+    return Image.fromarray(np.concatenate([np.asarray(picture) for picture in pictures]))
 
 
 class Live:
@@ -177,7 +176,7 @@ class Live:
         from IPython.display import display  # a notebook has it; nothing else needs it
         frame = self.film.frames[-1]
         lines = curves(history, f"{self.film.title} · epoch {len(history)}", test_accuracy)
-        picture, about = notebook_png(_above([self.film.picture(), image_of(lines)]),
+        picture, about = notebook_png(_above(self.film.picture(), image_of(lines)),
                                       ": ".join(self.film.describe(frame)))
         words = {"text/plain": "\n".join(frame.findings) or "nothing to warn of"}
         if self.pictures is None:

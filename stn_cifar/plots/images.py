@@ -1,6 +1,5 @@
 """Figures made of images: the input, where the transformer samples it, the classifier's input."""
 
-import math
 from itertools import chain
 from typing import NamedTuple
 
@@ -12,8 +11,8 @@ from torch import Tensor
 from ..data import Data, Split
 from ..diagnostics import evaluating, readable, statistics
 from ..transforms import Family
-from .style import (BLUE, HEADER, RED, Page, figure_page, label_prediction, own_style, picture_page, short,
-                    show, title_of)
+from .style import (BLUE, HEADER, RED, Page, figure_page, label_prediction, own_style,
+                    picture_page, short, show, title_of)
 
 CLASSES = 10  # shown at most, of more the first ones: so that pictures stay large enough
 REACH = 3.0  # half-widths shown around an image at most
@@ -68,38 +67,32 @@ def predict(model, images: Tensor) -> tuple[Tensor, Tensor]:
 def samples(data: Data, count: int = 10) -> Page:
     """The first `count` training images of each class, one row a class."""
     chosen = examples(data, count, ("train",))
-    rows = {label: [image for image, of in zip(chosen.images, chosen.labels, strict=True)
-                    if of == label] for label in chosen.labels}
-    padded = [image for row in rows.values() for image in row + [None] * (count - len(row))]
-    page = picture_page(
-        f"{data.name}: training images",
-        f"{len(data.classes)} classes; each image is {data.size} x {data.size} pixels.{chosen.note}",
-        padded, [""] * len(padded), count, min(64, 700 // count - 4), left=92, above=4)
-    for label, row in rows.items():
-        x, y = page.corners[chosen.labels.index(label)]
-        page.axes.text(x - 8, y + 32, short(data.classes[label]), ha="right", va="center")
-    return page.figure
+    labels = [*dict.fromkeys(chosen.labels)]
+    rows = chosen.images.split([chosen.labels.count(label) for label in labels])
+    note = f"{len(data.classes)} classes; each image is {data.size} x {data.size} pixels."
+    fig, ax, corners = picture_page(f"{data.name}: training images", note + chosen.note,
+                                    _filled(rows, count), count, min(64, 700 // count - 4),
+                                    left=92, above=4)
+    for label in labels:
+        x, y = corners[chosen.labels.index(label)]
+        ax.text(x - 8, y + 32, short(data.classes[label]), ha="right", va="center")
+    return fig
 
 
-def _captions(classes, labels, predicted) -> tuple[list[str], list[str]]:
-    """Above images their classes, above the classifier's inputs the predictions."""
-    return ([short(classes[label]) for label in labels],
-            [label_prediction(classes[p], p == label)
-             for label, p in zip(labels, predicted, strict=True)])
+def _filled(rows, count: int) -> list:
+    """The images of `rows`, and None where one has less than `count`."""
+    return [image for row in rows for image in [*row, *[None] * (count - len(row))]]
 
 
 @own_style()
 def strip(model, data: Data, title: str | None = None) -> Page:
     """A test image of each class above the classifier's input made of it, and the prediction."""
-    chosen = examples(data, 1)
-    warped, probabilities = predict(model, chosen.images)
-    captions = _captions(data.classes, chosen.labels, probabilities.argmax(1).tolist())
-    count = len(chosen.labels)
-    return picture_page(
-        title or title_of(model.config, data),
-        f"Above: the {chosen.kind} image. Below: the classifier's input, and its prediction."
-        + chosen.note, [*chosen.images, *warped], [*chain(*captions)], count,
-        min(160, 800 // count // 32 * 32), gap=14).figure
+    chosen, warped, truth, predicted = _compared(model, data, 1)
+    note = f"Above: the {chosen.kind} image. Below: the classifier's input, and its prediction."
+    columns = len(truth)
+    return picture_page(title or title_of(model.config, data), note + chosen.note,
+                        [*chosen.images, *warped], columns, min(160, 800 // columns // 32 * 32),
+                        truth + predicted, gap=14)[0]
 
 
 @own_style()
@@ -109,20 +102,26 @@ def pairs(model, data: Data, title: str | None = None, look_for: str | None = No
 
     Above an image stands its class, above the input the prediction, with a check mark or a cross.
     """
+    chosen, *content = _compared(model, data, count)
+    note = look_for or (f"Left: the {chosen.kind} image, and its class. Right: the classifier's "
+                        "input, and its prediction.")
+    return _pairs_page(title or title_of(model.config, data), note + chosen.note, chosen.images,
+                       *content)
+
+
+def _compared(model, data: Data, count: int) -> tuple[Examples, Tensor, list[str], list[str]]:
+    """Images of each class, the inputs made of them, their classes, and predictions in words."""
     chosen = examples(data, count)
     warped, probabilities = predict(model, chosen.images)
-    look_for = look_for or (f"Left: the {chosen.kind} image, and its class. Right: the "
-                            "classifier's input, and its prediction.")
-    return _pairs_page(title or title_of(model.config, data), look_for + chosen.note, chosen.images,
-                       warped, _captions(data.classes, chosen.labels,
-                                         probabilities.argmax(1).tolist()))
+    predicted = [label_prediction(data.classes[p], p == label) for p, label in zip(
+        probabilities.argmax(1).tolist(), chosen.labels, strict=True)]
+    return chosen, warped, [short(data.classes[label]) for label in chosen.labels], predicted
 
 
-def _pairs_page(title, note, images, warped, captions) -> Page:
+def _pairs_page(title: str, note: str, images: Tensor, warped: Tensor, *captions) -> Page:
     """Images and the classifier's inputs made of them, side by side, four pairs a line."""
-    tiles = [*chain(*zip(images, warped, strict=True))]
-    return picture_page(title, note, tiles, [*chain(*zip(*captions, strict=True))], 8, 96, gap=5,
-                        together=2).figure
+    tiles, words = (list(chain(*zip(*both, strict=True))) for both in ((images, warped), captions))
+    return picture_page(title, note, tiles, 8, 96, words, gap=5, together=2)[0]
 
 
 @own_style()
@@ -140,12 +139,12 @@ def mistakes(model, data: Data, title: str | None = None, count: int = 12,
     note = f"{len(wrong):,} of {len(labels):,} {kind} images are predicted wrongly."
     if len(wrong):
         note += " Left: the image, and its class. Right: the classifier's input, its prediction."
-    truth, guesses = _captions(data.classes, labels[worst].tolist(), predicted[worst].tolist())
-    guesses = [f"{text} {p:.0%}" for text, p in zip(guesses, sure[worst].tolist(), strict=True)]
+    guesses = [f"{label_prediction(data.classes[predicted[k]], False)} {sure[k]:.0%}"
+               for k in worst]
     images = split.images[worst]
     warped = predict(model, images)[0] if len(images) else images
     return _pairs_page(title or title_of(model.config, data), note, images, warped,
-                       (truth, guesses))
+                       [short(data.classes[labels[k]]) for k in worst], guesses)
 
 
 @own_style()
@@ -158,17 +157,15 @@ def turned_and_upright(model, data: Data, title: str | None = None, count: int =
     warped, _ = predict(model, images)
     columns = min(5, len(images))
     lines = [*chain(*zip(images.split(columns), warped.split(columns), strict=True))]
-    tiles = [tile for line in lines for tile in [*line, *[None] * (columns - len(line))]]
-    page = picture_page(
+    fig, ax, corners = picture_page(
         title or title_of(model.config, data), "Photographs turned by a random angle, and what the "
-        "spatial transformer makes of them.", tiles, [""] * len(tiles), columns, 146, gap=9,
+        "spatial transformer makes of them.", _filled(lines, columns), columns, 146, gap=9,
         left=26, above=6, interpolation="bicubic")
-    for picture, (x, y) in zip(page.axes.images, page.corners, strict=True):
-        disc = Circle((x + 73, y + 73), 70, transform=page.axes.transData)
-        picture.set_clip_path(disc)
+    for picture, (x, y) in zip(ax.images, corners, strict=True):
+        picture.set_clip_path(Circle((x + 73, y + 73), 70, transform=ax.transData))
     for row, word in enumerate(("turned", "aligned") * (len(lines) // 2)):
-        page.axes.text(16, HEADER + 6 + 73 + row * 152, word, rotation=90, ha="center", va="center")
-    return page.figure
+        ax.text(16, HEADER + 79 + 152 * row, word, rotation=90, ha="center", va="center")
+    return fig
 
 
 # ---- where the transformer samples --------------------------------------------------------------
@@ -185,9 +182,10 @@ def sampled_regions(model, data: Data, title: str | None = None, count: int = 1)
     found, family = statistics(model, chosen.images), model.transformer.family
     regions, turns = region(family, found.theta), readable(found.theta)["rotation"]
     lines = -(-len(regions) // 5)
-    fig = figure_page(200 * lines, title or title_of(model.config, data), "Outlined: the region that "
-                      "becomes the classifier's input; its handle: the upper side. Grey: outside the "
-                      "image." + chosen.note, w_pad=0.02, h_pad=0.02)
+    note = ("Outlined: the region that becomes the classifier's input; its handle: the upper side. "
+            "Grey: outside the image.")
+    fig = figure_page(200 * lines, title or title_of(model.config, data), note + chosen.note,
+                      w_pad=0.02, h_pad=0.02)
     axes = fig.subplots(lines, 5, squeeze=False).flatten()
     for ax in axes[len(regions):]:
         ax.remove()
@@ -208,8 +206,8 @@ def single_image(model, image: Tensor, classes: tuple[str, ...], title: str) -> 
     warped, probabilities = predict(model, image[None])
     family = model.transformer.family
     regions = region(family, statistics(model, image[None]).theta)
-    fig = figure_page(258, title, "Left: the image, and the region that the transformer samples (the "
-                      "handle is on its upper side).")
+    fig = figure_page(258, title, "Left: the image, and the region that the transformer samples; "
+                      "its handle is on the upper side.")
     left, middle, right = fig.subplots(1, 3)
     show(left, image)
     _outline(left, regions[0], image.shape[-1], _reach(regions), family)
@@ -268,10 +266,8 @@ def _outline(ax: Axes, points: Tensor, size: int, reach: float, family: Family) 
 
 
 def _reach(regions: Tensor) -> float:
-    """How far to show, half-widths, so that regions (B, n, n, 2), and images too, are seen."""
-    handles = torch.stack([_handle(points) for points in regions])
-    farthest = max(points.nan_to_num(0).abs().max().item() for points in (regions, handles))
-    return min(max(1.1, 1.1 * farthest), REACH)
+    """How far to show, half-widths, so that regions, their handles, and images too, are seen."""
+    return min(max(1.1, 1.3 * regions.nan_to_num(0).abs().max().item()), REACH)
 
 
 def _handle(points: Tensor) -> Tensor:
@@ -296,31 +292,29 @@ def class_means(model, data: Data, title: str | None = None, batch_size: int = 1
     over the channels. Means are pale: both rows have their colours stretched alike, and it says so.
     """
     chosen = examples(data, 1)
-    means = [row[chosen.labels] for row in mean_images(model, data, batch_size)]
-    contrasts = torch.cat([255 * row.std(dim=(2, 3), correction=0).mean(1) for row in means])
-    before, after = contrasts.view(2, -1).mean(1).tolist()
-    middles = [row.mean(dim=(2, 3), keepdim=True) for row in means]
-    farthest = max((row - middle).abs().max().item()
-                   for row, middle in zip(means, middles, strict=True))
-    stretch = max(1, math.floor(0.5 / max(farthest, 0.005)))
-    stretched = [middle + stretch * (row - middle)
-                 for row, middle in zip(means, middles, strict=True)]
+    means = [mean for row in mean_images(model, data, batch_size) for mean in row[chosen.labels]]
+    contrasts = [255 * mean.std(dim=(1, 2), correction=0).mean().item() for mean in means]
+    middles = [mean.mean(dim=(1, 2), keepdim=True) for mean in means]
+    changes = [mean - middle for mean, middle in zip(means, middles, strict=True)]
+    stretch = max(1, int(0.5 / max(0.005, *(change.abs().max().item() for change in changes))))
+    count = len(chosen.labels)
+    before, after = sum(contrasts[:count]) / count, sum(contrasts[count:]) / count
     below = ("Below each: contrast, the standard deviation over its pixels in grey levels; mean "
              f"{before:.1f} before and {after:.1f} after ({after / max(before, 1e-9):.2f} times). "
              "A border from zooming out adds some."
              + f" Colours are stretched {stretch} times, in both rows alike." * (stretch > 1))
-    count = len(chosen.labels)
     tile = min(96, 700 // count // 32 * 32)
-    page = picture_page(
+    fig, ax, corners = picture_page(
         title or title_of(model.config, data), "Sharper after than before, if the transformer "
-        "aligns the images of a class." + chosen.note, [*chain(*stretched)],
-        [*(short(data.classes[label]) for label in chosen.labels), *[""] * count], count,
-        tile, gap=10, left=64, under=16, below=[below])
-    for k, ((x, y), contrast) in enumerate(zip(page.corners, contrasts.tolist(), strict=True)):
-        page.axes.text(x + tile / 2, y + tile + 12, f"{contrast:.1f}", fontsize=8, ha="center")
-        if k % count == 0:
-            page.axes.text(x - 8, y + tile / 2, "after" if k else "before", ha="right", va="center")
-    return page.figure
+        "aligns the images of a class." + chosen.note,
+        [middle + stretch * change for middle, change in zip(middles, changes, strict=True)],
+        count, tile, [short(data.classes[label]) for label in chosen.labels], gap=10, left=64,
+        under=16, below=[below])
+    for (x, y), contrast in zip(corners, contrasts, strict=True):
+        ax.text(x + tile / 2, y + tile + 12, f"{contrast:.1f}", fontsize=8, ha="center")
+    for (x, y), word in ((corners[0], "before"), (corners[count], "after")):
+        ax.text(x - 8, y + tile / 2, word, ha="right", va="center")
+    return fig
 
 
 def mean_images(model, data: Data, batch_size: int = 1000) -> tuple[Tensor, Tensor]:

@@ -5,8 +5,8 @@ import io
 import textwrap
 from collections.abc import Sequence
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
-from typing import NamedTuple
 
 import matplotlib.style
 import numpy as np
@@ -79,23 +79,16 @@ def figure_page(height: int, title: str, note: str, below: Sequence[str] = (), *
     return fig
 
 
-class Tiles(NamedTuple):
-    """What `picture_page` made: pixels of the page are the coordinates of its axes, y downwards."""
-
-    figure: Page
-    axes: Axes
-    corners: list[tuple[int, int]]  # upper left, of each image
-
-
-def picture_page(title: str, note: str, images: Sequence[Tensor | None], captions: Sequence[str],
-                 columns: int, tile: int, *, gap: int = 4, together: int = 1, left: int = 8,
+def picture_page(title: str, note: str, images: Sequence[Tensor | None], columns: int, tile: int,
+                 captions: Sequence[str] = (), *, gap: int = 4, together: int = 1, left: int = 8,
                  above: int = 18, under: int = 0, below: Sequence[str] = (),
-                 interpolation: str = "auto") -> Tiles:
-    """A page of `images`, lines of `columns`, each exactly `tile` pixels wide.
+                 interpolation: str = "auto") -> tuple[Page, Axes, list]:
+    """A Page of `images`, lines of `columns`, each exactly `tile` pixels wide.
 
-    So pixels of an image become squares of one size, and its PNG stays small. captions: above the
-    images. None leaves a place empty. together: how many stand side by side before a gap. above,
-    under: pixels for texts above and under each line. below: as figure_page has it.
+    So pixels of an image become squares of one size, and its PNG stays small. None leaves a place
+    empty. captions: above the images. together: how many stand side by side before a gap. above,
+    under: pixels for texts above and under each line. below: as figure_page has it. Returns the
+    Page, its axes, whose coordinates are pixels from the top, and the images' upper left corners.
     """
     line = above + tile + under
     fig = figure_page(line * -(-len(images) // columns), title, note, below)
@@ -103,7 +96,7 @@ def picture_page(title: str, note: str, images: Sequence[Tensor | None], caption
     ax = fig.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(fig.bbox.height, 0))
     ax.axis("off")
     corners = []
-    for k, (image, caption) in enumerate(zip(images, captions, strict=True)):
+    for k, (image, caption) in enumerate(zip_longest(images, captions, fillvalue="")):
         if image is None:
             continue
         x = left + k % columns * tile + gap * (k % columns // together)
@@ -114,7 +107,7 @@ def picture_page(title: str, note: str, images: Sequence[Tensor | None], caption
         ax.text(x + tile / 2, y - 4, caption, ha="center",
                 **dict(fontsize=8) | LOOKS.get(caption[:1], {}))
         corners.append((x, y))
-    return Tiles(fig, ax, corners)
+    return fig, ax, corners
 
 
 def rgb(images: Tensor) -> Tensor:
@@ -177,6 +170,11 @@ def light_png(picture: Figure | Image.Image) -> bytes:
     return content.getvalue()
 
 
+def save(figure: Figure, path: str | Path) -> None:
+    """Write `figure` as a light PNG, whole or not at all; OSError, with the path, if that fails."""
+    write_whole(path, light_png(figure))
+
+
 def notebook_png(picture: Figure | Image.Image, alt: str) -> tuple[dict, dict]:
     """(data, metadata) of a light PNG for IPython's display; `alt`: for those who do not see it."""
     content = light_png(picture)
@@ -184,8 +182,3 @@ def notebook_png(picture: Figure | Image.Image, alt: str) -> tuple[dict, dict]:
     # the size comes along, so that the page stays still while it loads
     return ({"image/png": base64.b64encode(content).decode(), "text/plain": alt},
             {"image/png": dict(width=width, height=height, alt=alt)})
-
-
-def save(figure: Figure | Image.Image, path: str | Path) -> None:
-    """Write a figure as a light PNG, whole or not at all; its folder is made where it is missing."""
-    write_whole(path, light_png(figure))

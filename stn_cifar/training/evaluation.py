@@ -30,6 +30,9 @@ def evaluate(model, split, batch_size=250, predict=single_view):
     another measurement, never to be mixed with the single view's.
     """
     classes = model.num_classes
+    if (highest := split.labels.max().item()) >= classes:
+        raise ValueError(f"labels: up to {highest}, but the model tells {classes} classes apart; "
+                         "build_model(config, data) makes one for the data")
     loss = torch.zeros((), dtype=torch.float64, device=model.device)
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=model.device)
     with evaluating(model):

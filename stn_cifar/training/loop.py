@@ -4,6 +4,7 @@ import contextlib
 import math
 import time
 import warnings
+from functools import partial
 
 import torch
 
@@ -51,14 +52,17 @@ def fit(model, data, config, checkpoint_dir=None, on_epoch_end=None):
             f"{config.distortion!r}, flip and shift are left out")
     config = fitted
     _check_data(model, data, config)
+    model.config = model.config or config
     device = config.torch_device()
     claimed = claim(checkpoint_dir) if checkpoint_dir else contextlib.nullcontext()
-    with plain_torch(device), out_of_memory_explained(config.batch_size, device), claimed as folder:
-        return _fit(model.to(device), data, config, device, folder, on_epoch_end)
+    with plain_torch(device), claimed as folder:
+        return _fit(model, data, config, device, folder, on_epoch_end)
 
 
 def _fit(model, data, config, device, folder, on_epoch_end):
-    train = data.train.to(device)
+    explained = partial(out_of_memory_explained, config.batch_size, device)
+    with explained():
+        model, train = model.to(device), data.train.to(device)
     precision = resolve(config.precision, device)
     # fused SGD is faster on the CPU; not with fp16: where the first step overflows, as loss scaling
     # lets it, it would take its momentum from memory that nobody has written to
@@ -86,11 +90,13 @@ def _fit(model, data, config, device, folder, on_epoch_end):
         with sigterm_as_interrupt():
             for epoch in range(len(history) + 1, config.epochs + 1):
                 started = time.perf_counter()
-                loss, accuracy = train_epoch(step, epoch, config, progress)
+                with explained():
+                    loss, accuracy = train_epoch(step, epoch, config, progress)
                 row = dict(epoch=epoch, train_loss=loss, train_accuracy=accuracy)
                 if data.val is not None:
                     val = evaluate(model, data.val)
-                    row |= dict(val_loss=val.loss, val_accuracy=val.accuracy)
+                    row |= dict(val_loss=val.loss if math.isfinite(val.loss) else None,
+                                val_accuracy=val.accuracy)
                 history.append(row | dict(learning_rate=float(optimizer.param_groups[0]["lr"]),
                                           precision=precision,
                                           seconds=time.perf_counter() - started))
@@ -160,7 +166,7 @@ def for_data(config, data):
 def _check_config(model, config):
     """ValueError, naming the fields that differ, unless `model` was built for `config`."""
     if model.config is None:
-        model.config = config
+        return
     built, now = model.config.to_dict(), config.to_dict()
     differ = [f"{key}: {now[key]!r}, but the model was built with {built[key]!r}"
               for key in now if key not in FREE and now[key] != built[key]]
@@ -181,11 +187,12 @@ def _check_data(model, data, config):
         raise ValueError(f"model: it tells {model.num_classes} classes apart, but {data.name} has "
                          f"{len(data.classes)}; build_model(config, data) makes one for these")
     known = config.distortion != "elastic" and (config.distortion or data.train.poses is not None)
-    if config.pose_weight and not known:
-        raise ValueError(f"pose_weight: {config.pose_weight} needs a pose that is known and a "
+    weight = config.loss_weights()["pose"]
+    if weight and not known:
+        raise ValueError(f"pose_weight: {weight} needs a pose that is known and a "
                          "matrix: dataset='glyphs', or a distortion other than 'elastic'")
-    if config.pose_weight and config.distortion is None and (config.flip or config.shift):
-        raise ValueError(f"pose_weight: {config.pose_weight} with flip={config.flip} and "
+    if weight and config.distortion is None and (config.flip or config.shift):
+        raise ValueError(f"pose_weight: {weight} with flip={config.flip} and "
                          f"shift={config.shift}, which make the known poses of {data.name} wrong; "
                          "set flip=False and shift=0, or pose_weight=0")
     if any(p.is_inference() for p in model.parameters()):
