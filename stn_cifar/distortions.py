@@ -25,13 +25,12 @@ import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 
 import numpy as np
 import torch
 
 from .sampler import sample
-from .transforms import FAMILIES, TPS_POINTS, control_points
+from .transforms import FAMILIES, TPS_POINTS, constant, control_points
 
 # A pose's quantities, and their values where nothing is done. theta is [A | shift] with
 # A = R(angle) [[scale_x, scale_x shear], [0, scale_y]], as transforms.decompose takes it apart.
@@ -202,8 +201,8 @@ def apply(images, params):
             grid = grid * (2 / radius - 1).clamp_min(0)
         warped = sample(images, grid, "reflection", row.interpolation, row.supersample)
     if row.disc:
-        mask, colour = _disc(size, images.shape[1], images.device)
-        warped = torch.where(mask, warped, colour)
+        colour = _outside(images.shape[1], images.device)
+        warped = torch.where(_disc(size, images.device), warped, colour)
     if row.clutter:
         # the share of each pixel that the picture covers: a ramp, so no rounding moves its edge
         cover = ((1 - grid.abs()) * images.shape[-1] / 2 + 0.5).clamp(0, 1).prod(dim=-1)
@@ -211,17 +210,21 @@ def apply(images, params):
     return warped.clamp_(0, 1)  # bicubic overshoots
 
 
-@cache
-@torch.inference_mode(False)  # what is cached must be of use outside inference mode too
-def _disc(size, channels, device):
-    """Mask (size, size) of the disc through the outermost pixels' centres; the colour around it.
+@constant
+def _disc(size, device):
+    """Mask (size, size) of the disc through the outermost pixels' centres.
 
     In whole numbers, so exact; and no larger, so that turning never reads beyond the picture's last
     centres.
     """
     across = 2 * torch.arange(size, device=device) - (size - 1)  # twice that from the middle
-    colour = torch.tensor(outside_colour(channels), device=device) / 255
-    return across.square()[:, None] + across.square() <= (size - 1) ** 2, colour.view(-1, 1, 1)
+    return across.square()[:, None] + across.square() <= (size - 1) ** 2
+
+
+@constant
+def _outside(channels, device):
+    """`outside_colour` in [0, 1], (channels, 1, 1)."""
+    return torch.tensor(outside_colour(channels), device=device).view(-1, 1, 1) / 255
 
 
 def outside_colour(channels):

@@ -4,6 +4,7 @@ It knows no data set, no classifier and no Config: with transforms.py, sampler.p
 it needs nothing but torch.
 """
 
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -39,18 +40,21 @@ class GridWarper(nn.Module):
             if value not in choices:
                 raise ValueError(f"{name}: {value!r} is unknown; must be one of "
                                  f"{', '.join(map(repr, choices))}")
-        size = (output_size,) * 2 if isinstance(output_size, int) else output_size
-        for name, values in (("output_size", size or ()), ("supersample", (supersample,))):
-            if not all(isinstance(value, int) and value >= 1 for value in values):
-                raise ValueError(f"{name}: {values}; must be whole numbers from 1 on")
+        if not (isinstance(supersample, Integral) and supersample >= 1):
+            raise ValueError(f"supersample: {supersample!r}; must be a whole number from 1 on")
         self.family = transforms.FAMILIES[transform]
-        self.output_size = None if size is None else tuple(size)
+        self.output_size = None if output_size is None else _height_width(output_size)
         self.padding_mode, self.interpolation = padding_mode, interpolation
         self.supersample = supersample
 
+    def theta(self, params):
+        """theta of `params` (B, num_params), float32 at least, even under autocast."""
+        with torch.autocast(params.device.type, enabled=False):
+            return self.family.theta(params.to(torch.promote_types(params.dtype, torch.float32)))
+
     def forward(self, images, theta, size=None):
-        """(warped, grid) of `images` (B, C, H, W) under `theta`; size (H', W'): another output."""
-        height, width = size or self.output_size or images.shape[-2:]
+        """(warped, grid) of `images` (B, C, H, W) under `theta`; size: another output size."""
+        height, width = _height_width(size or self.output_size or images.shape[-2:])
         grid = self.family.grid_of(theta, (self.supersample * height, self.supersample * width))
         warped = sample(images, grid, self.padding_mode, self.interpolation, self.supersample)
         if (height, width) == tuple(images.shape[-2:]) and self.supersample == 1:
@@ -66,23 +70,24 @@ class GridWarper(nn.Module):
             return warped
         identity = self.family.theta(self.family.identity()[None].to(theta))
         is_identity = (theta == identity).flatten(1).all(dim=1)[:, None, None, None]
-        return warped + torch.where(is_identity, images - warped, 0).detach()
+        return torch.where(is_identity, images.detach() + (warped - warped.detach()), warped)
 
     def unwarp(self, maps, theta, size=None):
         """`maps` (B, K, H', W') on the warped images, such as heat maps, back on the originals.
 
-        size: (H, W) of the originals, None: the maps'. Zero where the transformer did not look.
+        size: of the originals, an int or (H, W), None: the maps'. Zero where the transformer did
+        not look.
         ValueError for thin plate splines, and for a theta that cannot be inverted.
         """
         if not self.family.is_matrix:
             raise ValueError(f"transform: {self.family.name!r} has no inverse in closed form; "
                              "unwarp needs a matrix family, such as 'affine'")
-        try:
-            inverse = transforms.inverse(theta)
+        try:  # not divided by its last entry: a negative one would turn the horizon round
+            inverse = torch.linalg.inv(transforms.homogeneous(theta))[:, :theta.shape[1]]
         except torch.linalg.LinAlgError as error:
             raise ValueError("theta: it maps the picture to a line or a point, which cannot be "
                              "undone") from error
-        grid = self.family.grid_of(inverse, tuple(size or maps.shape[-2:]))
+        grid = self.family.grid_of(inverse, _height_width(size or maps.shape[-2:]))
         return sample(maps, grid, "zeros", self.interpolation)
 
     def extra_repr(self):
@@ -141,13 +146,11 @@ class SpatialTransformer(nn.Module):
         teacher_forcing: the probability, for each image, that they are; None: always, and nothing
         is predicted.
         """
-        theta = pose_logits = None
-        for _ in range(self.iterations):
-            view = images if theta is None else self.warper(images, theta, images.shape[-2:])[0]
-            params, pose_logits = self._params(view, true_params, teacher_forcing)
-            with torch.autocast(params.device.type, enabled=False):  # float32, come what may
-                step = self.family.theta(params)
-                theta = step if theta is None else transforms.compose(theta, step)
+        true_theta = None if true_params is None else self.warper.theta(true_params)
+        theta, pose_logits = true_theta, None
+        if true_theta is None or teacher_forcing is not None:
+            theta, pose_logits = self._predict(images)
+            theta = _force(theta, true_theta, teacher_forcing)
         warped, grid = self.warper(images, theta)
         return Alignment(warped, theta, grid, pose_logits)
 
@@ -155,17 +158,17 @@ class SpatialTransformer(nn.Module):
         """Undo the transform on output maps (B, K, H', W'): see GridWarper.unwarp."""
         return self.warper.unwarp(maps, theta, size)
 
-    def _params(self, images, true_params, teacher_forcing):
-        """(params (B, num_params), logits or None); float32 at least, even under autocast."""
-        if true_params is not None and teacher_forcing is None:
-            return true_params, None
-        output = self.localization(images)
-        params = self.pose_bins.decode(output).params if self.pose_bins else output
-        params = params.to(torch.promote_types(params.dtype, torch.float32))
-        if true_params is not None:
-            forced = torch.rand(params.shape[0], device=params.device) < teacher_forcing
-            params = torch.where(forced[:, None], true_params, params)
-        return params, output if self.pose_bins else None
+    def _predict(self, images):
+        """(theta, pose logits or None) of `images`, over all iterations."""
+        theta = pose_logits = None
+        for _ in range(self.iterations):
+            view = images if theta is None else self.warper(images, theta, images.shape[-2:])[0]
+            params = self.localization(view)
+            if self.pose_bins:
+                params, pose_logits = self.pose_bins.decode(params).params, params
+            step = self.warper.theta(params)
+            theta = step if theta is None else _composed(theta, step)
+        return theta, pose_logits
 
 
 class IdentityTransformer(nn.Module):
@@ -187,14 +190,43 @@ class IdentityTransformer(nn.Module):
         return self.warper.family
 
     def forward(self, images, true_params=None, teacher_forcing=None):
-        """Alignment of `images` under the identity, or under `true_params` (B, num_params)."""
-        params = self.identity.expand(images.shape[0], -1) if true_params is None else true_params
-        theta = self.family.theta(params)
+        """Alignment of `images` under the identity; true_params: as in SpatialTransformer."""
+        theta = self.warper.theta(self.identity.expand(images.shape[0], -1))
         size = tuple(images.shape[-2:])
-        if true_params is None and self.warper.output_size in (None, size):
+        if true_params is not None:
+            theta = _force(theta, self.warper.theta(true_params), teacher_forcing)
+        elif self.warper.output_size in (None, size):
             return Alignment(images, theta, self.family.grid_of(theta, size))
         warped, grid = self.warper(images, theta)
         return Alignment(warped, theta, grid)
+
+
+def _force(theta, true_theta, probability):
+    """`true_theta` in theta's place: for each image with this `probability`, None: for all."""
+    if true_theta is None or probability is None:
+        return theta if true_theta is None else true_theta
+    forced = torch.rand(theta.shape[0], device=theta.device) < probability
+    return torch.where(forced[:, None, None], true_theta, theta)
+
+
+def _composed(outer, inner):
+    """transforms.compose in the maps' own precision, even under autocast."""
+    with torch.autocast(outer.device.type, enabled=False):
+        return transforms.compose(outer, inner)
+
+
+def _height_width(size):
+    """(height, width) that `size`, an int or (H, W), says."""
+    sizes = (size,) * 2 if isinstance(size, Integral) else size
+    try:
+        height, width = map(int, sizes)
+        good = min(height, width) >= 1 and (height, width) == tuple(sizes)
+    except (TypeError, ValueError):
+        good = False
+    if not good:
+        raise ValueError(f"output_size: {size!r}; must be a whole number from 1 on, or two of them "
+                         "(height, width)")
+    return height, width
 
 
 def start_at(network, values):

@@ -158,7 +158,7 @@ def _tps_grid(theta, height, width):
     return _as_grid(identity + displaced.reshape(-1, 2, height * width), height, width)
 
 
-def _constant(make):
+def constant(make):
     """Make a tensor once for each set of arguments, and keep it.
 
     Kept are plain tensors only: a FakeTensor, as torch.export makes them, is of no use afterwards.
@@ -176,10 +176,11 @@ def _constant(make):
             kept[args] = tensor
         return kept[args]
 
+    made.cache_clear = kept.clear  # as functools.cache has it
     return made
 
 
-@_constant
+@constant
 def _output_points(height, width, dtype, device):
     """Homogeneous centres (x, y, 1) of the output pixels, (H*W, 3)."""
     # made by additions alone: autocast, which may be on at the first call, coarsens matrix products
@@ -189,7 +190,7 @@ def _output_points(height, width, dtype, device):
     return torch.stack([x, y, torch.ones_like(x)], dim=-1).reshape(-1, 3).to(device, dtype)
 
 
-@_constant
+@constant
 def control_points(side, dtype=torch.float64, device="cpu"):
     """The control points (x, y) of a thin plate spline on [-1, 1]^2, (side^2, 2), row by row."""
     axis = torch.linspace(-1, 1, side, dtype=torch.float64)
@@ -203,7 +204,7 @@ def _tps_kernel(a, b):
     return torch.xlogy(r2, r2)
 
 
-@_constant
+@constant
 def _tps_weights(side, height, width, dtype, device):
     """Matrix (H*W, K) from control values to values at the output pixels (Bookstein 1989).
 
