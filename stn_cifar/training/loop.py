@@ -143,7 +143,8 @@ def train_epoch(step, epoch, config, progress):
                 _foretell(seconds, config.epochs, step.device, progress)
     step.model.eval()  # or what is asked of it next would move normalization's statistics
     losses = torch.stack(losses)  # the epoch's one synchronization
-    if not all(p.isfinite().all() for p in step.model.parameters()):
+    state = step.model.state_dict().values()  # the statistics of normalization too
+    if not all(value.isfinite().all() for value in state if value.is_floating_point()):
         losses[-1] = math.nan  # done by the last step: no loss has shown it yet
     if not losses.isfinite().all():
         number = (~losses.isfinite()).nonzero()[0].item()
