@@ -1,5 +1,9 @@
 """What several test files share: small data sets, and how hypothesis searches."""
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread for each of pytest-xdist's workers
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -28,3 +32,8 @@ def photos():
     noise = torch.rand(6, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     images = F.interpolate(noise, size=(32, 32), mode="bicubic").clamp(0, 1)
     return (images * 255).to(torch.uint8)
+
+
+def pytest_make_parametrize_id(config, val, argname):
+    """The same names in every worker: the repr of a function, say, holds its address."""
+    return getattr(val, "__name__", argname) if " at 0x" in repr(val) else None

@@ -86,10 +86,9 @@ CONFIGS = {
     **{name: Config(transform=name) for name in FAMILIES},
 }
 MORE = {
-    "p4_mod90": Config.preset("taught", model="p4", localization="p4_mod90", pose_bins=12),
     "iterations": Config(transform="projective", iterations=2, outside_weight=0.1,
                          scale_weight=0.1),
-    "control": Config(stn=False, output_size=20, distortion="rts"),
+    "control": Config(model="p4", stn=False, output_size=24, distortion="rts"),
     "elastic": Config(transform="tps", distortion="elastic", supersample=2),
 }
 

@@ -333,6 +333,16 @@ def test_pairs_of_ten_classes_are_light():
     assert len(plots.light_png(plots.pairs(turning(data), data))) < 1.6 * noise
 
 
+def test_figures_are_saved_whole_or_not_at_all(tmp_path):
+    figure = plots.curves(HISTORY, TITLE)
+    plots.save(figure, tmp_path / "images" / "curves.png")
+    assert (tmp_path / "images" / "curves.png").read_bytes() == plots.light_png(figure)
+    (tmp_path / "a file").touch()
+    with pytest.raises(OSError, match="a file"):
+        plots.save(figure, tmp_path / "a file" / "curves.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a file", "images"]
+
+
 def test_a_notebook_is_given_a_light_png_with_size_and_words(three, monkeypatch):
     shown = []
     monkeypatch.setattr(IPython.display, "display",
@@ -616,8 +626,7 @@ def test_the_diagram_shows_a_real_warp(channels):
     assert np.abs(before - image.permute(1, 2, 0).numpy()).mean() > 0.05  # it was turned
     lines = figure.axes[0].child_axes[0].get_lines()
     corners = [line.get_xydata()[0] for line in lines if line.get_linewidth() == 1.8]
-    upper_left = ((theta @ [-1, -1, 1] + 1) * 32 - 1) / 2
-    assert min(np.abs(corner - upper_left).max() for corner in corners) < 0.2
+    assert min(np.abs(corner - theta @ [-1, -1, 1]).max() for corner in corners) < 0.012
 
 
 # ---- sampled regions ----------------------------------------------------------------------------
@@ -631,16 +640,14 @@ SOME = dict(
 )
 
 
-def pixels_at(family, x, y):
-    """Where the output's point (x, y) is sampled, in pixels of 32, worked out in numpy."""
+def sampled_at(family, x, y):
+    """Where the output's point (x, y) is sampled, in input coordinates, worked out in numpy."""
     theta = FAMILIES[family].theta(torch.tensor([SOME[family]]))[0].double().numpy()
     if family == "tps":  # passes through its control points exactly: -1, -1/3, 1/3 and 1
         column, row = (round((c + 1) * 1.5) for c in (x, y))
-        point = theta[4 * row + column]
-    else:
-        point = theta @ [x, y, 1]
-        point = point[:2] / (point[2] if len(point) == 3 else 1)
-    return ((point + 1) * 32 - 1) / 2
+        return theta[4 * row + column]
+    point = theta @ [x, y, 1]
+    return point[:2] / (point[2] if len(point) == 3 else 1)
 
 
 def edges(axes):
@@ -654,16 +661,16 @@ def test_the_outline_is_where_theta_puts_the_output(three, family):
     figure = drawn(plots.sampled_regions(model, three))
     for k, axes in enumerate(figure.axes):
         assert_shows(axes, three.test.images[4 * k])
-        assert axes.get_images()[0].get_extent() == [-0.5, 31.5, 31.5, -0.5]
+        assert tuple(axes.get_images()[0].get_extent()) == (-1, 1, 1, -1)
         upper, left, lower, right, handle = edges(axes)
         for line, (x0, y0), (x1, y1) in ((upper, (-1, -1), (1, -1)), (left, (-1, -1), (-1, 1)),
                                          (lower, (-1, 1), (1, 1)), (right, (1, -1), (1, 1))):
-            np.testing.assert_allclose(line[0], pixels_at(family, x0, y0), atol=0.05)
-            np.testing.assert_allclose(line[-1], pixels_at(family, x1, y1), atol=0.05)
-        middle = upper[len(upper) // 2] if family == "tps" else pixels_at(family, 0, -1)
-        np.testing.assert_allclose(handle[0], middle, atol=0.05)  # on the middle of the upper edge
+            np.testing.assert_allclose(line[0], sampled_at(family, x0, y0), atol=0.003)
+            np.testing.assert_allclose(line[-1], sampled_at(family, x1, y1), atol=0.003)
+        middle = upper[len(upper) // 2] if family == "tps" else sampled_at(family, 0, -1)
+        np.testing.assert_allclose(handle[0], middle, atol=0.003)  # on the middle of the upper edge
         across = handle[0] - lower[len(lower) // 2]
-        np.testing.assert_allclose(handle[1] - handle[0], across / 8, atol=0.05)
+        np.testing.assert_allclose(handle[1] - handle[0], across / 8, atol=0.003)
         (low, high), (bottom, top) = axes.get_xlim(), axes.get_ylim()
         points = np.concatenate([upper, left, lower, right, handle])
         assert low < points.min() and points.max() < high
@@ -689,7 +696,7 @@ def test_a_region_out_of_sight_is_pointed_at(three, shift, sides):
     model = predicting(shift, three, transform="translation")
     for axes in drawn(plots.sampled_regions(model, three)).axes:
         low, high = axes.get_xlim()
-        assert high - low < 32 * 3.5  # so the image can still be seen
+        assert high - low < 7  # so the image can still be seen
         arrow, = axes.texts
         step = np.array(arrow.xy) - np.array(arrow.get_position())
         assert tuple(np.sign(step)) == sides
@@ -707,7 +714,7 @@ def test_one_image_with_its_region_and_probabilities(three):
         assert_shows(left, image)
         assert_shows(middle, torch.rot90(image, 1, (1, 2)))
         # it is read from the right
-        np.testing.assert_allclose(edges(left)[0][[0, -1]], [[31.5, -0.5], [31.5, 31.5]], atol=0.05)
+        np.testing.assert_allclose(edges(left)[0][[0, -1]], [[1, -1], [1, 1]], atol=0.003)
         names = [label.get_text() for label in right.get_yticklabels()]
         assert names[0].startswith("a very long") and set(names[1:]) == {"cat", "dog"}
         assert right.get_ylim()[0] > right.get_ylim()[1]  # the most probable is on top
@@ -805,13 +812,11 @@ def luminance(colour):
     return np.dot(channels, [0.2126, 0.7152, 0.0722])
 
 
-@pytest.mark.parametrize("percent", [True, False])
-def test_confusion_counts_true_classes_in_rows(three, percent):
+def test_confusion_counts_true_classes_in_rows(three):
     counts = torch.tensor([[6, 2, 0], [1, 9, 0], [0, 0, 0]])
-    axes, = drawn(plots.confusion(counts.tolist(), three.classes, TITLE, percent=percent)).axes
+    axes, = drawn(plots.confusion(counts.tolist(), three.classes, TITLE)).axes
     cells = {tuple(text.get_position()): text.get_text() for text in axes.texts}
-    expected = {(0, 0): ("75", "6"), (1, 0): ("25", "2"), (0, 1): ("10", "1"), (1, 1): ("90", "9")}
-    assert cells == {place: words[not percent] for place, words in expected.items()}
+    assert cells == {(0, 0): "75", (1, 0): "25", (0, 1): "10", (1, 1): "90"}
     for labels in (axes.get_yticklabels(), axes.get_xticklabels()):
         assert [label.get_text() for label in labels] == list(three.classes)
     assert (axes.get_xlabel(), axes.get_ylabel().split(",")[0]) == ("prediction", "true class")

@@ -232,6 +232,30 @@ def test_training_loss_includes_the_terms_of_the_transformer(glyph_data, fields)
     assert term > 0.05 and losses[1] - losses[0] == pytest.approx(2 * term, rel=1e-3)
 
 
+def test_teacher_forcing_is_annealed_to_0_and_shows_the_classifier_the_true_pose_undone(
+        glyph_data, monkeypatch):
+    asked, thetas, call = [], [], Step.__call__
+
+    def watched(step, index, teacher_forcing):
+        asked.append((index, teacher_forcing))
+        return call(step, index, teacher_forcing)
+
+    monkeypatch.setattr(Step, "__call__", watched)
+    data, fields = training_part(glyph_data, 40), dict(BINS, epochs=2, batch_size=10)
+    for probability in (1.0, 0.25, 0.0):
+        model = build_model(config(teacher_forcing=probability, **fields))
+        model.transformer.register_forward_hook(
+            lambda module, args, output: thetas.append(output.theta) if module.training else None)
+        fit(model, data, model.config)
+    expected = [probability * (1 - k / 8) for probability in (1, 0.25, 0) for k in range(8)]
+    assert [forced for _, forced in asked] == pytest.approx(expected)
+    x, y = transforms.inverse(data.train.poses[asked[0][0]])[:, :, 0].T  # of a similarity
+    angle = torch.atan2(y, x)
+    undone = torch.stack([angle.cos(), -angle.sin(), 0 * x, angle.sin(), angle.cos(), 0 * x], 1)
+    torch.testing.assert_close(thetas[0], undone.reshape(-1, 2, 3), atol=1e-5, rtol=0)
+    assert (thetas[16] - thetas[0]).abs().max() > 0.1  # without, it is the prediction
+
+
 def test_a_batch_larger_than_the_data_is_one_step_with_all_of_it(glyph_data):
     data = training_part(glyph_data, 50)
     large, exact, ragged = (trained(data, batch_size=size)[0] for size in (100_000, 50, 49))

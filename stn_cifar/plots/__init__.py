@@ -3,15 +3,16 @@
 Each figure is a matplotlib Figure 800 pixels wide, readable without colour vision, in a style of
 its own. Titles say data set, preset, transformer and epoch, notes what to look for.
 """
+# ruff: noqa: I001  (names in lines, not one a line)
 
-from .curves import (STYLES, compare, confusion, curves, robustness, rotation_errors, theta_bands,
+from .curves import (compare, confusion, curves, robustness, rotation_errors, theta_bands,
                      theta_histograms)
 from .diagrams import diagram, families
 from .film import Film, Live
 from .images import (class_means, first_of_each_class, mistakes, pairs, sampled_regions, samples,
-                     single_image, strip, turned_and_upright)
-from .style import (BLUE, GREEN, GREY, ORANGE, RED, figure_page, light_png, own_style, save,
-                    title_of)
+                     single_image, strip, title_of, turned_and_upright)
+from .style import (BLUE, GREEN, GREY, ORANGE, RED, STYLES, figure_page, light_png, own_style,
+                    save)
 
 __all__ = ["BLUE", "GREEN", "GREY", "ORANGE", "RED", "STYLES", "Film", "Live", "class_means",
            "compare", "confusion", "curves", "diagram", "families", "figure_page",

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from .. import diagnostics
 from ..distortions import LOG_UNIFORM, UPRIGHT
-from .style import (BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, Page, figure_page, own_style,
-                    short)
+from .style import BLUE, GREY, ORANGE, RED, STYLES, Page, figure_page, own_style, short
 
 TUTORIAL_TEST = 0.57  # the original experiment this project began with
 # quantity -> title, unit, its value for the identity, a range always shown: so that rounding
@@ -30,13 +29,6 @@ DISTORTED = dict(angle="rotation, degrees", shift_x="shift to the side, half-wid
                  scale="scale (2: half as large)")
 LEGEND = 118  # letters that fit on a line of it
 NUMBERED = 20  # classes up to which a confusion matrix has numbers in its cells
-# told apart by line and marker too
-STYLES = [dict(color=BLUE, marker="o"), dict(color=RED, marker="s", linestyle="--"),
-          dict(color=GREEN, marker="^", linestyle="-."),
-          dict(color=ORANGE, marker="D", linestyle=":"),
-          dict(color=GREY, marker="v", linestyle=(0, (6, 1, 1, 1))), dict(color=SKY, marker="P"),
-          dict(color=PURPLE, marker="X", linestyle="--"),
-          dict(color="black", marker="*", linestyle="-.")]
 
 
 def _column(rows: list[dict], name: str) -> np.ndarray:
@@ -99,7 +91,7 @@ def theta_histograms(statistics: diagnostics.Statistics, title: str) -> Page:
         word, unit, identity, always = QUANTITIES[name]
         values = values[values.isfinite()].double()  # float32 fails on a spike: too many bins
         ends = torch.cat([values, values.new_tensor(always)])
-        ax.hist(values.numpy(), bins=40, range=(ends.min().item(), ends.max().item()), color=BLUE)
+        ax.hist(values.numpy(), bins=40, range=(ends.min().item(), ends.max().item()))
         ax.axvline(identity, color=GREY, linestyle="--", linewidth=1)
         ax.set(title=word, xlabel=unit, yticks=[])
         ax.spines["left"].set_visible(False)
@@ -134,9 +126,8 @@ def theta_bands(epochs: list[int], bands: list[dict[str, list[float]]], title: s
 
 
 @own_style()
-def confusion(confusion: Tensor, classes: tuple[str, ...], title: str,
-              percent: bool = True) -> Page:
-    """Confusion matrix: for each true class (row) the share, or number, of each prediction.
+def confusion(confusion: Tensor, classes: tuple[str, ...], title: str) -> Page:
+    """Confusion matrix: of each true class (row) the share that got each prediction, in percent.
 
     confusion: counts (classes, classes), as `evaluate` or a record has it. Cells without an image
     are left empty; with more than NUMBERED classes there is room for colours only.
@@ -157,16 +148,14 @@ def confusion(confusion: Tensor, classes: tuple[str, ...], title: str,
         for column in range(len(classes)) if len(classes) <= NUMBERED else ():
             share = shares[row, column].item()
             if counts[row, column]:
-                words = f"{100 * share:.0f}" if percent else f"{counts[row, column]:,}"
-                ax.text(column, row, words, ha="center", va="center", fontsize=size,
+                ax.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=size,
                         color="white" if share > 0.71 else "black")  # 4.5:1 at least
     if len(classes) <= 50:  # else their numbers
         names = [short(name, 16) for name in classes]
         ax.set_xticks(range(len(classes)), names, rotation=45, ha="right", fontsize=size,
                       rotation_mode="anchor")
         ax.set_yticks(range(len(classes)), names, fontsize=size)
-    kind = "percent of the row" if percent else "number of images"
-    ax.set(xlabel="prediction", ylabel=f"true class, {kind}")
+    ax.set(xlabel="prediction", ylabel="true class, percent of the row")
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
     ax.grid(False)

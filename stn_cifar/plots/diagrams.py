@@ -49,8 +49,8 @@ def families(image: Tensor, lines: int = 7) -> Page:
                                                                family.identity()[None]))
         show(above, image)
         show(below, sample(image[None] / 255, family.grid_of(theta, size))[0])
-        draw_region(above, region(family, theta)[0], size, lines)
-        draw_region(below, region(family, identity)[0], size, lines)
+        draw_region(above, region(family, theta)[0], lines)
+        draw_region(below, region(family, identity)[0], lines)
         above.set_title(family.name)
         plural = "s" * (family.num_params > 1)
         below.set_xlabel(f"{family.num_params} parameter{plural}", fontsize=8)
@@ -76,7 +76,7 @@ def diagram(image: Tensor) -> Page:
     before, after = (ax.inset_axes((left, 0.35, 1.5, 1.5), transform=ax.transData)
                      for left in (0.2, 4.85))
     show(before, turned[0])
-    draw_region(before, region(family, theta)[0], size, lines=5, top=True)
+    draw_region(before, region(family, theta)[0], lines=5, top=True)
     show(after, sample(turned, family.grid_of(theta, size))[0])
     for x, y, text in ((0.95, 2.6, "localization\nnetwork"), (4.05, 2.6, "grid\ngenerator"),
                        (4.05, 1.1, "sampler"), (7.3, 1.1, "classifier")):

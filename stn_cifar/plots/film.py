@@ -18,10 +18,9 @@ from ..data import Data
 from ..files import write_whole
 from ..spatial_transformer import IdentityTransformer
 from .curves import curves
-from .images import examples, predict, split_of
+from .images import examples, predict, split_of, title_of
 from .player import TILE, Player
-from .style import (BLUE, GREY, LOOKS, image_of, label_prediction, notebook_png, rgb, short,
-                    title_of)
+from .style import BLUE, GREY, LOOKS, image_of, label_prediction, notebook_png, rgb, short
 
 MEASURED = 250  # images that bands and findings are of: enough for quartiles, and soon done
 SPLITS = ("val", "test", "train")  # whose images are filmed: the first of these that there is

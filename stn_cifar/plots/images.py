@@ -11,8 +11,7 @@ from torch import Tensor
 from ..data import Data, Split
 from ..diagnostics import evaluating, readable, statistics
 from ..transforms import Family
-from .style import (BLUE, HEADER, RED, Page, figure_page, label_prediction, own_style,
-                    picture_page, short, show, title_of)
+from .style import RED, Page, figure_page, label_prediction, own_style, picture_page, short, show
 
 CLASSES = 10  # shown at most, of more the first ones: so that pictures stay large enough
 REACH = 3.0  # half-widths shown around an image at most
@@ -29,6 +28,16 @@ class Examples(NamedTuple):
     labels: list[int]
     kind: str  # of which split: "test"
     note: str  # says how many classes are left out, if any are
+
+
+def title_of(config, data, epoch: int | None = None) -> str:
+    """ "CIFAR-10 · tutorial (affine) · epoch 50": how every title of a run's figures begins."""
+    if config is None:  # a model put together by hand
+        return data.name
+    images = data.name if config.distortion is None else f"{data.name}, {config.distortion}"
+    transformer = config.transform if config.stn else "no transformer"
+    end = "" if epoch is None else f" · epoch {epoch}"
+    return f"{images} · {config.name} ({transformer}){end}"
 
 
 def first_of_each_class(split: Split, num_classes: int, count: int) -> list[Tensor]:
@@ -163,8 +172,9 @@ def turned_and_upright(model, data: Data, title: str | None = None, count: int =
         left=26, above=6, interpolation="bicubic")
     for picture, (x, y) in zip(ax.images, corners, strict=True):
         picture.set_clip_path(Circle((x + 73, y + 73), 70, transform=ax.transData))
-    for row, word in enumerate(("turned", "aligned") * (len(lines) // 2)):
-        ax.text(16, HEADER + 79 + 152 * row, word, rotation=90, ha="center", va="center")
+    firsts = [corner for corner in corners if corner[0] == corners[0][0]]
+    for (x, y), word in zip(firsts, ("turned", "aligned") * len(firsts), strict=False):
+        ax.text(x - 10, y + 73, word, rotation=90, ha="center", va="center")
     return fig
 
 
@@ -190,9 +200,8 @@ def sampled_regions(model, data: Data, title: str | None = None, count: int = 1)
     for ax in axes[len(regions):]:
         ax.remove()
     for k, ax in enumerate(axes[:len(regions)]):
-        show(ax, chosen.images[k])
+        _outline(ax, chosen.images[k], regions[k], _reach(regions), family)
         ax.set_title(short(data.classes[chosen.labels[k]]), fontsize=9, pad=3)
-        _outline(ax, regions[k], chosen.images.shape[-1], _reach(regions), family)
         words = f"scale {found.scale[k]:.2f}, {turns[k].round() + 0:.0f}°"  # + 0: no minus zero
         words += ", mirrored" * bool(found.determinant[k] < 0)
         ax.set_xlabel(words if regions[k].isfinite().all() else "not finite", fontsize=8)
@@ -209,12 +218,10 @@ def single_image(model, image: Tensor, classes: tuple[str, ...], title: str) -> 
     fig = figure_page(258, title, "Left: the image, and the region that the transformer samples; "
                       "its handle is on the upper side.")
     left, middle, right = fig.subplots(1, 3)
-    show(left, image)
-    _outline(left, regions[0], image.shape[-1], _reach(regions), family)
+    _outline(left, image, regions[0], _reach(regions), family)
     show(middle, warped[0])
     best = probabilities[0].nan_to_num(0).topk(min(10, len(classes)))
-    bars = right.barh([short(classes[k], 16) for k in best.indices.tolist()], best.values.tolist(),
-                      color=BLUE)
+    bars = right.barh([short(classes[k], 16) for k in best.indices.tolist()], best.values.tolist())
     right.bar_label(bars, [f"{value:.0%}" for value in best.values.tolist()], padding=3)
     right.set(xlim=(0, 1.15), xticks=[], box_aspect=1)
     right.invert_yaxis()
@@ -236,49 +243,39 @@ def region(family: Family, theta: Tensor) -> Tensor:
     return points
 
 
-def draw_region(ax: Axes, points: Tensor, size: int, lines: int = 2, top: bool = False) -> None:
-    """A region (n, n, 2) on an image of `size` pixels: its outline, and `lines` lines each way.
+def draw_region(ax: Axes, points: Tensor, lines: int = 2, top: bool = False) -> None:
+    """A region (n, n, 2) on an image that is shown: its outline, and `lines` lines each way.
 
     top: give it a handle, as drawing programs do, on its upper side.
     """
     picks = torch.linspace(0, len(points) - 1, lines).round().long().tolist()
     drawn = [(line, 1.8 if k in (picks[0], picks[-1]) else 0.6)
              for k in picks for line in (points[k], points[:, k])]
-    for line, width in drawn + [(_handle(points), 1.8)] * top:
-        x, y = _to_pixels(line, size).unbind(1)
-        dot = dict(marker="o", markersize=5, markevery=[1]) if len(line) == 2 else {}
-        ax.plot(x, y, color="white", linewidth=width + 0.7, alpha=0.6, markeredgewidth=1.7, **dot)
-        ax.plot(x, y, color=RED, linewidth=width, **dot)
-    ax.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5))
+    upper, lower = points[[0, -1], len(points) // 2]
+    handle = torch.stack([upper, upper + (upper - lower) / 8])
+    for line, width in drawn + [(handle, 1.8)] * top:
+        dot = dict(marker="o", markersize=5, markevery=[1]) if line is handle else {}
+        ax.plot(*line.T, color="white", linewidth=width + 0.7, alpha=0.6, markeredgewidth=1.7,
+                **dot)
+        ax.plot(*line.T, color=RED, linewidth=width, **dot)
 
 
-def _outline(ax: Axes, points: Tensor, size: int, reach: float, family: Family) -> None:
-    """A sampled region (n, n, 2) on an image that is shown; an arrow where it is beyond `reach`."""
+def _outline(ax: Axes, image: Tensor, points: Tensor, reach: float, family: Family) -> None:
+    """An image and its sampled region (n, n, 2); an arrow where that is beyond `reach`."""
+    show(ax, image)
     if points.isfinite().all():
-        draw_region(ax, points, size, lines=2 if family.is_matrix else 5, top=True)
+        draw_region(ax, points, lines=2 if family.is_matrix else 5, top=True)
         middle = points.mean(dim=(0, 1))
         if middle.abs().max() > reach:
-            ends = torch.stack([reach * middle / middle.abs().max(), middle / middle.norm()])
-            ax.annotate("", *_to_pixels(ends, size).tolist(),
+            end, start = reach * middle / middle.abs().max(), middle / middle.norm()
+            ax.annotate("", end.tolist(), start.tolist(),
                         arrowprops=dict(arrowstyle="-|>", color=RED, linewidth=2))
-    low, high = _to_pixels(torch.tensor([-reach, reach]), size).tolist()
-    ax.set(xlim=(low, high), ylim=(high, low), facecolor=AROUND)
+    ax.set(xlim=(-reach, reach), ylim=(reach, -reach), facecolor=AROUND)
 
 
 def _reach(regions: Tensor) -> float:
     """How far to show, half-widths, so that regions, their handles, and images too, are seen."""
     return min(max(1.1, 1.3 * regions.nan_to_num(0).abs().max().item()), REACH)
-
-
-def _handle(points: Tensor) -> Tensor:
-    """From the middle of a region's (n, n, 2) upper edge, an eighth of its height out: (2, 2)."""
-    upper, lower = points[[0, -1], len(points) // 2]
-    return torch.stack([upper, upper + (upper - lower) / 8])
-
-
-def _to_pixels(points: Tensor, size: int) -> Tensor:
-    """Input coordinates, [-1, 1] from edge to edge, as the pixel coordinates that imshow has."""
-    return ((points + 1) * size - 1) / 2
 
 
 # ---- means --------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pathlib import Path
 import matplotlib.style
 import numpy as np
 import torch
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
@@ -23,6 +24,13 @@ BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#5
 SKY, PURPLE = "#56B4E9", "#CC79A7"
 WIDTH, HEADER = 800, 62  # of a page, and of title and note on it: pixels, as all lengths here
 FITS = dict(title=76, note=112, below=122)  # letters on a line
+# of arms, told apart by line and marker too
+STYLES = [dict(color=BLUE, marker="o"), dict(color=RED, marker="s", linestyle="--"),
+          dict(color=GREEN, marker="^", linestyle="-."),
+          dict(color=ORANGE, marker="D", linestyle=":"),
+          dict(color=GREY, marker="v", linestyle=(0, (6, 1, 1, 1))), dict(color=SKY, marker="P"),
+          dict(color=PURPLE, marker="X", linestyle="--"),
+          dict(color="black", marker="*", linestyle="-.")]
 # of predictions: right and wrong differ by sign and weight, not by colour alone
 LOOKS = {"✓": dict(color=BLUE), "✗": dict(color=RED, fontweight="bold", fontsize=7.3)}
 VISIBLE = 5  # grey levels of 256: smaller changes of a colour are not seen
@@ -34,7 +42,7 @@ own_style = partial(matplotlib.style.context, ["default", {
     "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True,
     "axes.spines.top": False, "axes.spines.right": False,
     "axes.titlesize": 10, "axes.labelsize": 9, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5,
-    "legend.fontsize": 8.5,
+    "legend.fontsize": 8.5, "axes.prop_cycle": cycler(color=[BLUE]),  # of bars
 }])
 
 
@@ -124,8 +132,10 @@ def rgb(images: Tensor) -> Tensor:
 
 
 def show(ax: Axes, image: Tensor) -> None:
-    """One image (C, H, W), as `rgb` takes it, in axes of its own, which are not drawn."""
-    ax.imshow(rgb(image).permute(1, 2, 0).numpy())
+    """One image (C, H, W), as `rgb` takes it, in axes of its own; coordinates as in transforms.py.
+    """
+    ax.imshow(rgb(image).permute(1, 2, 0).numpy(), extent=(-1, 1, 1, -1))
+    ax.autoscale(False)
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
 
@@ -139,16 +149,6 @@ def short(name: str, length: int = 10) -> str:
 def label_prediction(name: str, correct: bool) -> str:
     """A prediction with a check mark or a cross, for `picture_page` to colour it."""
     return f"{'✓' if correct else '✗'} {short(name)}"
-
-
-def title_of(config, data, epoch: int | None = None) -> str:
-    """ "CIFAR-10 · tutorial (affine) · epoch 50": how every title of a run's figures begins."""
-    if config is None:  # a model put together by hand
-        return data.name
-    images = data.name if config.distortion is None else f"{data.name}, {config.distortion}"
-    transformer = config.transform if config.stn else "no transformer"
-    end = "" if epoch is None else f" · epoch {epoch}"
-    return f"{images} · {config.name} ({transformer}){end}"
 
 
 def image_of(picture: Figure | Tensor) -> Image.Image:
