@@ -144,7 +144,8 @@ def readable(theta: Tensor) -> dict[str, Tensor]:
     pose = transforms.decompose(theta)
     columns = dict(rotation=pose.angle.rad2deg(), scale=pose.scale, shear=pose.shear,
                    shift_x=pose.shift_x, shift_y=pose.shift_y)
-    return {name: values.nan_to_num(0, math.inf if name == "scale" else 0, 0).where(finite, math.nan)
+    infinite = dict(scale=math.inf)
+    return {name: values.nan_to_num(0, infinite.get(name, 0), 0).where(finite, math.nan)
             for name, values in columns.items()}
 
 

@@ -54,7 +54,7 @@ class GridWarper(nn.Module):
 
     def forward(self, images, theta, size=None):
         """(warped, grid) of `images` (B, C, H, W) under `theta`; size: another output size."""
-        height, width = _height_width(size or self.output_size or images.shape[-2:])
+        height, width = _height_width(size or self.output_size or images.shape[-2:], "size")
         grid = self.family.grid_of(theta, (self.supersample * height, self.supersample * width))
         warped = sample(images, grid, self.padding_mode, self.interpolation, self.supersample)
         if (height, width) == tuple(images.shape[-2:]) and self.supersample == 1:
@@ -68,7 +68,7 @@ class GridWarper(nn.Module):
         """
         if all(size & (size - 1) == 0 for size in images.shape[-2:]):
             return warped
-        identity = self.family.theta(self.family.identity()[None].to(theta))
+        identity = transforms.identity_theta(self.family.name, theta.dtype, theta.device)
         is_identity = (theta == identity).flatten(1).all(dim=1)[:, None, None, None]
         return torch.where(is_identity, images.detach() + (warped - warped.detach()), warped)
 
@@ -82,12 +82,12 @@ class GridWarper(nn.Module):
         if not self.family.is_matrix:
             raise ValueError(f"transform: {self.family.name!r} has no inverse in closed form; "
                              "unwarp needs a matrix family, such as 'affine'")
-        try:  # not divided by its last entry: a negative one would turn the horizon round
-            inverse = torch.linalg.inv(transforms.homogeneous(theta))[:, :theta.shape[1]]
+        try:
+            inverse = transforms.inverse(theta)
         except torch.linalg.LinAlgError as error:
             raise ValueError("theta: it maps the picture to a line or a point, which cannot be "
                              "undone") from error
-        grid = self.family.grid_of(inverse, _height_width(size or maps.shape[-2:]))
+        grid = self.family.grid_of(inverse, _height_width(size or maps.shape[-2:], "size"))
         return sample(maps, grid, "zeros", self.interpolation)
 
     def extra_repr(self):
@@ -215,7 +215,7 @@ def _composed(outer, inner):
         return transforms.compose(outer, inner)
 
 
-def _height_width(size):
+def _height_width(size, name="output_size"):
     """(height, width) that `size`, an int or (H, W), says."""
     sizes = (size,) * 2 if isinstance(size, Integral) else size
     try:
@@ -224,7 +224,7 @@ def _height_width(size):
     except (TypeError, ValueError):
         good = False
     if not good:
-        raise ValueError(f"output_size: {size!r}; must be a whole number from 1 on, or two of them "
+        raise ValueError(f"{name}: {size!r}; must be a whole number from 1 on, or two of them "
                          "(height, width)")
     return height, width
 
@@ -242,7 +242,7 @@ def start_at(network, values):
               if isinstance(getattr(layer, "weight", None), nn.Parameter)]
     last, remedy = (layers[-1] if layers else None), (
         f"end it with nn.Linear(..., {len(values)}), or say initialize=False for a trained network")
-    if isinstance(getattr(last, "weight", None), nn.parameter.UninitializedParameter):
+    if nn.parameter.is_lazy(getattr(last, "weight", None)):
         raise ValueError("localization: its last layer has no size yet; run it on a batch first")
     if last is None or last.weight.ndim < 2 or getattr(last, "bias", None) is None:
         raise ValueError(f"localization: {type(network).__name__} has no last layer with weights "

@@ -239,6 +239,13 @@ FAMILIES = {
 }
 
 
+@constant
+def identity_theta(name, dtype, device):
+    """The identity's theta (1, ...) of the family `name`."""
+    family = FAMILIES[name]
+    return family.theta(family.identity()[None]).to(device, dtype)
+
+
 # ---- measures of grids ---------------------------------------------------------------------------
 
 
@@ -269,7 +276,7 @@ def homogeneous(theta):
 
 
 def compose(outer, inner):
-    """The map p -> outer(inner(p)), in the shape of the wider of the two; bottom-right entry 1.
+    """The map p -> outer(inner(p)), in the wider of the two shapes; bottom-right entry 1 or -1.
 
     Sampling by `outer` and then, from the result, by `inner` equals sampling once by
     compose(outer, inner).
@@ -277,7 +284,7 @@ def compose(outer, inner):
     product = homogeneous(outer) @ homogeneous(inner)
     if outer.shape[-2] == inner.shape[-2] == 2:
         return product[..., :2, :]
-    return product / product[..., 2:, 2:]
+    return product / product[..., 2:, 2:].abs()  # its sign says which side of the horizon is seen
 
 
 def inverse(theta):
@@ -285,7 +292,7 @@ def inverse(theta):
     inverted = torch.linalg.inv(homogeneous(theta))
     if theta.shape[-2] == 2:
         return inverted[..., :2, :]
-    return inverted / inverted[..., 2:, 2:]
+    return inverted / inverted[..., 2:, 2:].abs()
 
 
 def apply(theta, points):

@@ -182,7 +182,7 @@ def test_a_ref_that_is_none_reaches_no_pip(setup):
 @pytest.mark.parametrize("answer", [
     reply([]), reply({}), reply([{}]), reply([dict(path=None)]), reply([dict(path=7)]),
     reply(b"no JSON"), reply(b"\xff\xfe"), reply(b""), reply(b"[" * 100_000), reply([], status=404),
-    reply([], status=500), lambda handler: None], ids=repr)
+    reply([], status=500), lambda handler: None])
 def test_a_broken_interface_is_none(setup, answer):
     setup, in_colab = setup
     with pytest.raises(ValueError, match="Set REPO_URL in the settings"):
