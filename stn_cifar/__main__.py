@@ -110,10 +110,14 @@ def _figures(model, data, confusion, epoch) -> dict:
         "mistakes": lambda title: plots.mistakes(model, data, title),
     }
     config = model.config
-    upright = data if config.distortion is None else load_data(config.replace(distortion=None))
-    if upright.size == model.input_shape[-1]:  # not on a larger canvas
-        figures["robustness"] = lambda title: plots.robustness(
-            {"this model": diagnostics.robustness(model, upright.test[:1000])}, title)
+
+    def robustness(title):
+        upright = data if config.distortion is None else load_data(config.replace(distortion=None))
+        measured = diagnostics.robustness(model, upright.test[:1000])
+        return plots.robustness({"this model": measured}, title)
+
+    if data.size == model.input_shape[-1]:  # not on a larger canvas
+        figures["robustness"] = robustness
     return figures
 
 
@@ -128,7 +132,7 @@ def _draw(figures: dict, folder: Path, label: str, title: str) -> None:
             else:
                 plots.save(made, folder / f"{label}-{name}.png")
             drawn.append(name)
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:
             print(f"figure {name}: not drawn ({error})", file=sys.stderr)
     say(f"figures: {folder / label}-{{{','.join(drawn)}}}")
 
@@ -182,6 +186,7 @@ def notebook(out: Path) -> None:
 
 def export_suite(distortion: str, out: Path, data_root: str | None) -> None:
     """Write a frozen suite of distorted CIFAR-10 test images, with labels and poses, as .npz."""
+    distortions.row_of(distortion)  # before a long download
     test = load_data(Config(dataset="cifar10", data_root=data_root)).test
     content, digest = distortions.suite_file(test.images, test.labels, distortion)
     write_whole(out, content)
@@ -202,9 +207,10 @@ def _experiments(module: str):
 
 def study(name: str, shard: str, results: Path, checkpoint_dir: Path | None, **overrides) -> int:
     """Run what is missing of a study: arms x budgets x seeds, one record each."""
+    run = _experiments("run")
     _check_writable(results)
     given = {key: value for key, value in overrides.items() if value is not None}
-    done = _experiments("run").run_study(name, results, shard, checkpoint_dir, **given)
+    done = run.run_study(name, results, shard, checkpoint_dir, **given)
     return 0 if done else STOPPED
 
 
@@ -215,9 +221,10 @@ def report(results: Path, readme: Path, notebook: Path, images: Path) -> None:
 
 def bench(names: list[str], quick: bool, results: Path | None) -> None:
     """Measure speed, side by side with the tutorial's loop."""
+    run = _experiments("bench.run")
     results = results or Path("build" if quick else "results")  # a quick run's are not to be kept
     _check_writable(results)
-    _experiments("bench.run").run(names, results, quick)
+    run.run(names, results, quick)
 
 
 def _check_writable(folder: Path) -> None:

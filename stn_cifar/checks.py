@@ -52,7 +52,10 @@ def checked(name, value, hint, *, low, high, above, choices):
         none = " or None" if optional else ""
         raise ValueError(f"{name}: {value!r} is a {type(value).__name__}; must be "
                          f"{kind.__name__}{none}")
-    value = kind(value)
+    try:
+        value = kind(value)
+    except OverflowError:  # an integer beyond all floats
+        value = math.inf
     if choices and value not in choices:
         raise ValueError(f"{name}: {value!r} is unknown{did_you_mean(value, choices)}")
     if kind in (int, float):

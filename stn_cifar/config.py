@@ -1,6 +1,7 @@
 """Every hyperparameter of an experiment in one frozen dataclass, checked when it is made."""
 
 import dataclasses
+import functools
 import math
 import re
 import typing
@@ -23,7 +24,7 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 # what concerns the transformer alone: idle without one
 TRANSFORMER_ONLY = ("localization", "localization_width", "pose_bins", "iterations",
                     "outside_weight", "identity_weight", "scale_weight", "pose_weight",
-                    "teacher_forcing")
+                    "teacher_forcing", "extra_losses")
 
 
 class _AsPreset:
@@ -211,7 +212,7 @@ class Config:
         """A copy with some fields changed, checked like a new one; as `preset` does it."""
         _check_known(changes)
         changes = {key: value for key, value in changes.items() if value is not AS_PRESET}
-        if changes.get("stn") is False:
+        if "stn" in changes and not changes["stn"]:
             changes = {key: _default(key) for key in TRANSFORMER_ONLY} | changes
         return dataclasses.replace(self, **changes)
 
@@ -258,6 +259,7 @@ class Config:
 
 def _only_known(init):
     """`init`, which takes an unknown field for the ValueError that it is to a person."""
+    @functools.wraps(init)
     def __init__(self, **fields):
         _check_known(fields)
         init(self, **fields)

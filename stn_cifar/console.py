@@ -1,5 +1,6 @@
 """Printing that never ends or spoils a run, whatever standard output is."""
 
+import contextlib
 import sys
 
 from tqdm import tqdm
@@ -14,23 +15,23 @@ class _Output:
     encoding = "utf-8"  # tqdm asks
 
     def write(self, text):
-        try:
-            sys.stdout.write(text)
-        except UnicodeError:
-            self.write(text.encode("ascii", "backslashreplace").decode())
-        except (AttributeError, OSError, ValueError, TypeError):
-            pass  # there is none, it is closed, its disk is full
+        for attempt in (text, text.encode("ascii", "backslashreplace").decode()):
+            try:
+                sys.stdout.write(attempt)
+            except UnicodeError:
+                continue
+            except Exception:  # there is none, it is closed, its disk is full, it is one's own
+                pass
+            return
 
     def flush(self):
-        try:
+        with contextlib.suppress(Exception):
             sys.stdout.flush()
-        except (AttributeError, OSError, ValueError):
-            pass
 
     def isatty(self):
         try:
             return sys.stdout.isatty()
-        except (AttributeError, OSError, ValueError):
+        except Exception:
             return False
 
 

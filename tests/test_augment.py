@@ -1,4 +1,4 @@
-"""Augmentation: as numpy pads and slices, sampled from (seed, epoch) alone; flips that alternate."""
+"""Augmentation: as numpy pads and slices; sampled from (seed, epoch) alone; flips alternate."""
 
 import itertools
 

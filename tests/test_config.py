@@ -74,12 +74,12 @@ def test_bad_value_is_named_with_its_field_and_remedy(field, values, remedy):
 
 
 def test_an_integer_beyond_all_floats_is_out_of_range():
-    with pytest.raises(ValueError, match="^learning_rate: inf is out of range"):
+    with pytest.raises(ValueError, match=r"^learning_rate: inf is out"):
         Config(learning_rate=10**400)
 
 
-@pytest.mark.parametrize("text", ["ghost=1", "pose", "pose=", "pose=-1", "pose=nan", "pose=inf", "=1",
-                                  "pose=1e999"])
+@pytest.mark.parametrize("text", ["ghost=1", "pose", "pose=", "pose=-1", "pose=nan", "pose=inf",
+                                  "=1", "pose=1e999"])
 def test_extra_losses_are_names_of_the_table_with_weights(text):
     with pytest.raises(ValueError, match=rf"^extra_losses: '{text}'.*'pose'"):
         Config(extra_losses=text)

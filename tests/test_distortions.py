@@ -397,7 +397,7 @@ def test_a_suites_file_holds_images_labels_and_poses_and_is_known_by_its_content
 def test_bad_input_is_named():
     images, params = images_of(2), sample_params("rotation", 2, generator())
     for bad, message in (
-            (lambda: distortions.row_of("rotate"), r"distortion: 'rotate' .*'rotation45'.*'clutter'"),
+            (lambda: distortions.row_of("rotate"), "distortion: 'rotate' .*'rotation45', "),
             (lambda: sample_params(None, 2, generator()), "distortion: None"),
             (lambda: sample_params("rotation", 2, 0), "generator: 0"),
             (lambda: sample_params("rotation", 2, generator(), shift_x=0.1),

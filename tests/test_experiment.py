@@ -150,7 +150,7 @@ def test_taught_trains_on_images_in_known_poses_and_the_record_says_without_dist
 
 
 def test_data_without_a_test_split_is_told_before_training(glyph_data):
-    with pytest.raises(ValueError, match="^data: .*test"):
+    with pytest.raises(ValueError, match=r"^data: .*test"):
         experiment.run(config(), data=Data(glyph_data.train), watch=lambda *_: 1 / 0)
 
 
@@ -196,7 +196,8 @@ def test_a_run_whose_theta_overflows_is_trained_told_of_and_recorded(small, monk
 
 
 def test_json_has_null_for_what_is_not_finite_at_any_depth():
-    record = dict(a=math.nan, b=[1, math.inf, dict(c=-math.inf, d=(0.5, math.nan))], e="NaN", f=True)
+    deep = dict(c=-math.inf, d=(0.5, math.nan))
+    record = dict(a=math.nan, b=[1, math.inf, deep], e="NaN", f=True)
     assert json.loads(experiment.to_json(record)) == dict(
         a=None, b=[1, None, dict(c=None, d=[0.5, None])], e="NaN", f=True)
     assert experiment.to_json(record).endswith("}\n")

@@ -26,7 +26,10 @@ def of_theta(theta, family="affine"):
     return Alignment(None, theta, FAMILIES[family].grid_of(theta, 32))
 
 
-def loss(alignment, known=Known(), **weights):
+NOTHING = Known()
+
+
+def loss(alignment, known=NOTHING, **weights):
     return float(transformer_loss(alignment, known, weights))
 
 

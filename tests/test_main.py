@@ -475,7 +475,12 @@ def test_an_unknown_study_is_told_with_those_there_are(tmp_path, capsys, monkeyp
 @pytest.mark.parametrize(("done", "status"), [(True, 0), (False, 130)])
 def test_a_stopped_study_ends_with_130(tmp_path, monkeypatch, done, status):
     asked = []
-    run = types.SimpleNamespace(run_study=lambda *args, **given: asked.append((args, given)) or done)
+
+    def run_study(*args, **given):
+        asked.append((args, given))
+        return done
+
+    run = types.SimpleNamespace(run_study=run_study)
     monkeypatch.setattr(command_line, "_experiments", lambda module: run)
     assert main(["study", "ladder", "--shard", "2/3", "--epochs", "4", "--results",
                  str(tmp_path)]) == status

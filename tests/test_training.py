@@ -18,8 +18,17 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stn_cifar import Config, Data, Split, STNClassifier, build_model, distortions, evaluate, fit
-from stn_cifar import transforms
+from stn_cifar import (
+    Config,
+    Data,
+    Split,
+    STNClassifier,
+    build_model,
+    distortions,
+    evaluate,
+    fit,
+    transforms,
+)
 from stn_cifar.data import augment
 from stn_cifar.seeding import epoch_seed
 from stn_cifar.spatial_transformer import IdentityTransformer
@@ -107,8 +116,8 @@ OTHERS = dict(learning_rate=0.02, momentum=0.9, epochs=5, batch_size=15, localiz
 @pytest.mark.parametrize("fields", [
     TUTORIAL, dict(TUTORIAL, stn=False), dict(TUTORIAL, transform="tps", momentum=0.5),
     *(OTHERS | fields for fields in (
-        dict(model="compact"), dict(model="strong", width=0.1), LIGHT, dict(BINS, localization="p4"),
-        dict(BINS, model="p4", localization="p4_mod90"),
+        dict(model="compact"), dict(model="strong", width=0.1), LIGHT,
+        dict(BINS, localization="p4"), dict(BINS, model="p4", localization="p4_mod90"),
         dict(BINS, transform="similarity", teacher_forcing=1.0)))])
 def test_every_network_learns_down_to_its_last_parameter(glyph_data, fields):
     data, fields = training_part(glyph_data, 60), dict(fields, schedule="linear")
@@ -136,7 +145,7 @@ def test_a_strangers_model_without_a_config_is_trained_as_the_given_one_says(gly
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10))
     model = STNClassifier(IdentityTransformer(), network, (3, 32, 32), 10)
     data = training_part(glyph_data, 20)
-    with pytest.raises(ValueError, match="^pose_weight: "):
+    with pytest.raises(ValueError, match=r"^pose_weight: "):
         fit(model, data, config(pose_weight=1.0, flip=True))
     assert model.config is None  # what was refused leaves no trace
     for _ in range(2):  # a distortion, which is left out where images are posed, too
@@ -303,7 +312,7 @@ def test_a_model_of_another_config_is_refused_naming_all_that_differs(glyph_data
         with pytest.raises(ValueError, match=r"build_model\(config\)") as error:
             fit(build_model(config(**built)), glyph_data, config(**asked))
         text = str(error.value)
-        for name, value in fields.items():
+        for name in fields:
             now, before = asked.get(name, getattr(Config(), name)), built.get(name)
             assert f"{name}: {now!r}, but the model was built with" in text
             assert before is None or f"built with {before!r}" in text
@@ -503,6 +512,23 @@ def test_fit_within_another_context_gives_the_weights_of_without(glyph_data, aro
     assert all(p.dtype == torch.float32 for p in runs[1][0].parameters())
 
 
+@pytest.mark.parametrize("around", ["no_grad", "autocast"])
+def test_every_step_computes_with_the_weights_of_the_step_before(glyph_data, around):
+    """Not with casts of older ones, which torch keeps as long as any autocast context is open."""
+    model, errors = build_model(config(precision="bf16", batch_size=10, learning_rate=1.0)), []
+
+    def compare(layer, args, output):
+        if model.training:
+            with torch.autocast("cpu", enabled=False), torch.no_grad():
+                now = F.linear(args[0].float(), layer.weight, layer.bias)
+            errors.append((output.float() - now).abs().max().item())
+
+    model.classifier.head[-1].register_forward_hook(compare)
+    with AROUND[around]():
+        fit(model, training_part(glyph_data, 40), model.config)
+    assert len(errors) == 4 and max(errors) < 0.1
+
+
 def test_a_model_built_within_inference_mode_is_refused_in_words_and_data_is_not(glyph_data):
     with torch.inference_mode():
         model = build_model(config())
@@ -568,7 +594,8 @@ def test_weight_decay_shrinks_what_it_is_for_and_nothing_else(glyph_data):
 @given(done=st.floats(0, 1, exclude_max=True), warmup=st.floats(0.01, 0.9))
 def test_the_rate_rises_in_a_straight_line_and_falls_as_its_schedule_says(done, warmup):
     parameters = [torch.zeros(1, requires_grad=True) for _ in range(2)]
-    groups = [dict(params=[p], initial_lr=rate) for p, rate in zip(parameters, (1.0, 0.1))]
+    groups = [dict(params=[p], initial_lr=rate)
+              for p, rate in zip(parameters, (1.0, 0.1), strict=True)]
     optimizer = torch.optim.SGD(groups, lr=7.0)
 
     def rate(schedule, warmup=0.0):
@@ -878,7 +905,7 @@ def test_flips_alternate_over_epochs_and_over_a_resume(numbered, tmp_path):
 
 def test_augmentation_is_for_training_images_only(glyph_data):
     fields = dict(learning_rate=1e-12, flip=True, shift=4, cutout=12)
-    model, (row,) = trained(glyph_data, **fields)
+    _, (row,) = trained(glyph_data, **fields)
     plain = evaluate(build_model(config()), glyph_data.val)
     assert row["val_loss"] == pytest.approx(plain.loss, rel=1e-4)
 

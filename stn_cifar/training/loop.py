@@ -46,8 +46,9 @@ def fit(model, data, config, checkpoint_dir=None, on_epoch_end=None):
     where model, data and config do not go together; NonFiniteLoss; MemoryError, saying what to set;
     CheckpointError.
     """
-    _check_config(model, config)
-    if (fitted := for_data(config, data)) != config:
+    fitted = for_data(config, data)
+    _check_config(model.config and for_data(model.config, data), fitted)
+    if fitted != config:
         say(f"{data.name}: its images are in known poses already; distortion="
             f"{config.distortion!r}, flip and shift are left out")
     config = fitted
@@ -79,7 +80,7 @@ def _fit(model, data, config, device, folder, on_epoch_end):
     state = folder and resume(folder, model, optimizer, config, **same)
     history = state["history"] if state else []
     if state and state.get("scaler"):
-        step.scaler.load_state_dict(state["scaler"])
+        step.scaler.load_state_dict(step.scaler.state_dict() | state["scaler"])
     say(f"training on {device} in {precision}"
         + (f", resuming after epoch {len(history)} of {config.epochs}" if state else ""))
     steps = math.ceil(len(train) / config.batch_size)
@@ -164,11 +165,11 @@ def for_data(config, data):
     return config.replace(distortion=None, flip=False, shift=0)
 
 
-def _check_config(model, config):
-    """ValueError, naming the fields that differ, unless `model` was built for `config`."""
-    if model.config is None:
+def _check_config(built, config):
+    """ValueError, naming the fields that differ, unless `built`, the model's Config, is this one."""
+    if built is None:  # somebody's own
         return
-    built, now = model.config.to_dict(), config.to_dict()
+    built, now = built.to_dict(), config.to_dict()
     differ = [f"{key}: {now[key]!r}, but the model was built with {built[key]!r}"
               for key in now if key not in FREE and now[key] != built[key]]
     if differ:
