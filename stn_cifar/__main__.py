@@ -116,6 +116,8 @@ def _figures(model, data, confusion, epoch) -> dict:
         measured = diagnostics.robustness(model, upright.test[:1000])
         return plots.robustness({"this model": measured}, title)
 
+    if config.pose_bins:
+        figures["upright"] = lambda title: plots.turned_and_upright(model, data, title)
     if data.size == model.input_shape[-1]:  # not on a larger canvas
         figures["robustness"] = robustness
     return figures
@@ -216,7 +218,8 @@ def study(name: str, shard: str, results: Path, checkpoint_dir: Path | None, **o
 
 def report(results: Path, readme: Path, notebook: Path, images: Path) -> None:
     """Bring results/README.md, the numbers in README and the studies' figures up to date."""
-    _experiments("report").write_report(readme, results, notebook, images)
+    for path in _experiments("report").write_report(readme, results, notebook, images):
+        say(f"up to date: {path}")
 
 
 def bench(names: list[str], quick: bool, results: Path | None) -> None:

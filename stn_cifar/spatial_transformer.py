@@ -68,7 +68,7 @@ class GridWarper(nn.Module):
         """
         if all(size & (size - 1) == 0 for size in images.shape[-2:]):
             return warped
-        identity = transforms.identity_theta(self.family.name, theta.dtype, theta.device)
+        identity = self.family.theta(self.family.identity()[None].to(theta))
         is_identity = (theta == identity).flatten(1).all(dim=1)[:, None, None, None]
         return torch.where(is_identity, images.detach() + (warped - warped.detach()), warped)
 

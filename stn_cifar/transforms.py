@@ -239,13 +239,6 @@ FAMILIES = {
 }
 
 
-@constant
-def identity_theta(name, dtype, device):
-    """The identity's theta (1, ...) of the family `name`."""
-    family = FAMILIES[name]
-    return family.theta(family.identity()[None]).to(device, dtype)
-
-
 # ---- measures of grids ---------------------------------------------------------------------------
 
 

@@ -166,7 +166,7 @@ def for_data(config, data):
 
 
 def _check_config(built, config):
-    """ValueError, naming the fields that differ, unless `built`, the model's Config, is this one."""
+    """ValueError, naming the fields that differ, unless `built`, a model's Config, is this."""
     if built is None:  # somebody's own
         return
     built, now = built.to_dict(), config.to_dict()
