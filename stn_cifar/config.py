@@ -266,7 +266,7 @@ def _only_known(init):
     return __init__
 
 
-Config.__init__ = _only_known(Config.__init__)
+Config.__init__ = _only_known(Config.__init__)  # type: ignore[method-assign]
 
 
 def _default(name):
