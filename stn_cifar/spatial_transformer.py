@@ -4,6 +4,7 @@ It knows no data set, no classifier and no Config: with transforms.py, sampler.p
 it needs nothing but torch.
 """
 
+from collections.abc import Sequence
 from numbers import Integral
 from typing import NamedTuple
 
@@ -113,9 +114,10 @@ class SpatialTransformer(nn.Module):
     at least. Bad arguments raise ValueError naming the argument.
     """
 
-    def __init__(self, localization, transform="affine", output_size=None, padding_mode="zeros",
-                 interpolation="bilinear", supersample=1, iterations=1, pose_bins=None,
-                 initialize=True):
+    def __init__(self, localization: nn.Module, transform: str = "affine",
+                 output_size: int | Sequence[int] | None = None, padding_mode: str = "zeros",
+                 interpolation: str = "bilinear", supersample: int = 1, iterations: int = 1,
+                 pose_bins: PoseBins | None = None, initialize: bool = True):
         super().__init__()
         self.warper = GridWarper(transform, output_size, padding_mode, interpolation, supersample)
         if not isinstance(iterations, int) or iterations < 1:
@@ -139,18 +141,20 @@ class SpatialTransformer(nn.Module):
         """The row of transforms.FAMILIES."""
         return self.warper.family
 
-    def forward(self, images, true_params=None, teacher_forcing=None):
+    def forward(self, images: torch.Tensor, true_params: torch.Tensor | None = None,
+                teacher_forcing: float | None = None) -> Alignment:
         """Alignment of `images` (B, C, H, W), floating point.
 
         true_params: (B, num_params) of a known pose, used in the prediction's place.
         teacher_forcing: the probability, for each image, that they are; None: always, and nothing
         is predicted.
         """
-        true_theta = None if true_params is None else self.warper.theta(true_params)
-        theta, pose_logits = true_theta, None
-        if true_theta is None or teacher_forcing is not None:
+        if true_params is not None and teacher_forcing is None:
+            theta, pose_logits = self.warper.theta(true_params), None
+        else:
             theta, pose_logits = self._predict(images)
-            theta = _force(theta, true_theta, teacher_forcing)
+            if true_params is not None:
+                theta = _force(theta, self.warper.theta(true_params), teacher_forcing)
         warped, grid = self.warper(images, theta)
         return Alignment(warped, theta, grid, pose_logits)
 
@@ -203,8 +207,8 @@ class IdentityTransformer(nn.Module):
 
 def _force(theta, true_theta, probability):
     """`true_theta` in theta's place: for each image with this `probability`, None: for all."""
-    if true_theta is None or probability is None:
-        return theta if true_theta is None else true_theta
+    if probability is None:
+        return true_theta
     forced = torch.rand(theta.shape[0], device=theta.device) < probability
     return torch.where(forced[:, None, None], true_theta, theta)
 

@@ -5,6 +5,8 @@ from torch import nn
 
 from . import transforms
 from .classifier import CLASSIFIERS
+from .config import Config
+from .data import Data
 from .distortions import DISTORTIONS
 from .localization import LOCALIZATIONS
 from .pose_bins import PoseBins
@@ -88,7 +90,7 @@ class STNClassifier(nn.Module):
                              "must lie in [0, 1], without NaN (the model normalizes by itself)")
 
 
-def build_model(config, data=None):
+def build_model(config: Config, data: Data | None = None) -> STNClassifier:
     """A fresh STNClassifier for `config`, on its device, initialized from `config.seed`.
 
     data: a Data whose images and classes it is for; None: CIFAR-10's. The global random state is

@@ -1,13 +1,16 @@
 """Evaluation, and test-time augmentation: ways to predict from several views of an image."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from ..data import Split
 from ..diagnostics import evaluating
 from ..pose_bins import AXES, true_params
+from ..stn import STNClassifier
 
 
 class Metrics(NamedTuple):
@@ -23,12 +26,15 @@ def single_view(model, batch):
     return model(batch.images)
 
 
-def evaluate(model, split, batch_size=250, predict=single_view):
+def evaluate(model: STNClassifier, split: Split, batch_size: int = 250,
+             predict: Callable[[STNClassifier, Split], torch.Tensor] = single_view) -> Metrics:
     """Metrics of `model` on `split` (a Split), dropout off; the model's training mode is restored.
 
     predict(model, batch: Split) -> logits (B, classes): test-time augmentation, below. It is
     another measurement, never to be mixed with the single view's.
     """
+    if not isinstance(split, Split):
+        raise ValueError(f"split: a {type(split).__name__}; must be a Split, such as data.test")
     classes = model.num_classes
     if (highest := split.labels.max().item()) >= classes:
         raise ValueError(f"labels: up to {highest}, but the model tells {classes} classes apart; "

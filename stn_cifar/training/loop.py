@@ -2,16 +2,21 @@
 
 import contextlib
 import math
+import os
 import time
 import warnings
+from collections.abc import Callable
 from functools import partial
 
 import torch
 
 from .. import diagnostics
+from ..config import Config
 from ..console import note, progress_bar, say
+from ..data import Data
 from ..distortions import DISTORTIONS
 from ..seeding import epoch_seed, seeded
+from ..stn import STNClassifier
 from .checkpoints import claim, resume, save_checkpoint
 from .evaluation import evaluate
 from .guards import out_of_memory_explained, plain_torch, sigterm_as_interrupt
@@ -28,7 +33,9 @@ class NonFiniteLoss(RuntimeError):
     """Training produced NaN or infinity; the message names epoch and step and says what to try."""
 
 
-def fit(model, data, config, checkpoint_dir=None, on_epoch_end=None):
+def fit(model: STNClassifier, data: Data, config: Config,
+        checkpoint_dir: str | os.PathLike | None = None,
+        on_epoch_end: Callable[[STNClassifier, list[dict]], object] | None = None) -> list[dict]:
     """Train `model` on `data.train` as `config` says; returns the history, one dict an epoch.
 
     Each dict holds epoch (from 1), train_loss, train_accuracy (as the batches came: augmented,
