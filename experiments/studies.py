@@ -102,6 +102,18 @@ STUDIES = {
             "pose-supervised STN before a p4 CNN, modulo 90°":
                 dict(MODULO_90, width=2.0, localization_width=0.9, epochs=(32,)),
         }),
+    "rotation-shifts": Study(
+        "Does a transformer pay before a p4 CNN, where training images are shifted besides?",
+        preset="taught", epochs=(32,), common=dict(precision="fp32", shift=4), angles=TURNS,
+        suites=("rotation45", "rotation90"), by_class=True,
+        protocol="As study rotation, but training images are shifted by up to 4 pixels before they "
+                 "are turned, as is usual on CIFAR-10: a classifier that is shown upright pictures "
+                 "only learns them by heart otherwise.",
+        arms={
+            "p4 CNN": dict(P4_CNN, width=2.2),
+            "pose-supervised STN before a p4 CNN, modulo 90°":
+                dict(MODULO_90, width=2.0, localization_width=0.9),
+        }),
     "arms": Study(
         "Which part of the pose-supervised spatial transformer makes the difference?",
         preset="taught", epochs=(4,), common=dict(precision="fp32"), angles=TURNS,
