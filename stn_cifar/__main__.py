@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import importlib
 import json
 import sys
 import time
@@ -13,7 +14,7 @@ from . import __version__, diagnostics, distortions, experiment, plots
 from .config import AS_PRESET, PRESETS, Config
 from .console import say
 from .data import DataError, load_data
-from .files import typed_path, write_whole
+from .files import check_writable, typed_path, write_whole
 from .training.checkpoints import CheckpointError, load_model
 from .training.evaluation import evaluate
 from .training.loop import NonFiniteLoss
@@ -37,10 +38,12 @@ HORSE = 13  # a test image that fills its picture: good to see what a warp does
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = vars(_parser().parse_args(argv))
-    command = args.pop("command")
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        return command(**args) or 0
+        if argv[:1] in (["study"], ["report"], ["bench"]):
+            return _experiments(argv)
+        args = vars(_parser().parse_args(argv))
+        return args.pop("command")(**args) or 0
     except (ValueError, OSError, CheckpointError, DataError, NonFiniteLoss, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -58,7 +61,7 @@ def train(preset: str, results: Path, images: Path, checkpoint_dir: Path | None,
     if checkpoint_dir is None:
         checkpoint_dir = Path("checkpoints", f"{label}-{time.strftime('%Y%m%d-%H%M%S')}")
     for folder in (results, images, checkpoint_dir):  # before hours of training, not after
-        _check_writable(folder)
+        check_writable(folder)
     films = []
 
     def watch(model, data):
@@ -92,7 +95,7 @@ def evaluate_checkpoint(checkpoint: Path, images: Path | None, device: str,
     say(f"{config!r}\ntest accuracy {test.accuracy:.1%}, loss {test.loss:.3f}, on "
         f"{len(data.test):,} images of {data.name}")
     if images is not None:
-        _check_writable(images)
+        check_writable(images)
         _draw(_figures(model, data, test.confusion, None), images, run_label(config, data.name),
               plots.title_of(config, data))
 
@@ -171,7 +174,7 @@ def run_label(config: Config, dataset: str) -> str:
 
 def figures(images: Path, dataset: str) -> None:
     """Draw the figures that need no training."""
-    _check_writable(images)
+    check_writable(images)
     image = load_data(Config(dataset=dataset)).test.images[HORSE]
     for name, figure in (("transform_families", plots.families), ("stn_diagram", plots.diagram)):
         plots.save(figure(image), images / f"{name}.png")
@@ -196,48 +199,15 @@ def export_suite(distortion: str, out: Path, data_root: str | None) -> None:
         f"SHA-256 of the pixels {digest}")
 
 
-def _experiments(module: str):
-    """A module of experiments/, which stands beside the library in a clone of the repository."""
+def _experiments(argv: list[str]) -> int:
+    """Hand over to experiments/, which stands beside the library in a clone of the repository."""
     root = Path(__file__).resolve().parent.parent
     if not (root / "experiments" / "__init__.py").is_file():
         raise FileNotFoundError("studies, report and benchmarks are not part of the installed "
                                 "package; clone the repository, and run this command there")
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
-    return __import__(f"experiments.{module}", fromlist=[module])
-
-
-def study(name: str, shard: str, results: Path, checkpoint_dir: Path | None, **overrides) -> int:
-    """Run what is missing of a study: arms x budgets x seeds, one record each."""
-    run = _experiments("run")
-    _check_writable(results)
-    given = {key: value for key, value in overrides.items() if value is not None}
-    done = run.run_study(name, results, shard, checkpoint_dir, **given)
-    return 0 if done else STOPPED
-
-
-def report(results: Path, readme: Path, notebook: Path, images: Path) -> None:
-    """Bring results/README.md, the numbers in README and the studies' figures up to date."""
-    for path in _experiments("report").write_report(readme, results, notebook, images):
-        say(f"up to date: {path}")
-
-
-def bench(names: list[str], quick: bool, results: Path | None) -> None:
-    """Measure speed, side by side with the tutorial's loop."""
-    run = _experiments("bench.run")
-    results = results or Path("build" if quick else "results")  # a quick run's are not to be kept
-    _check_writable(results)
-    run.run(names, results, quick)
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / ".writable", "")
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise OSError(f"{folder}: cannot be written to ({error.strerror or error}); name another "
-                      "folder") from error
+    return importlib.import_module("experiments.__main__").main(argv)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -279,23 +249,6 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("distortion", help=f"one of {', '.join(distortions.DISTORTIONS)}")
     folder(sub, "out", "the file to write, such as rotated-cifar10.npz")
     sub.add_argument("--data-root", help="folder holding CIFAR-10")
-    sub = add("study", study, "run many experiments that answer one question")
-    sub.add_argument("name", help="which; an unknown name lists them")
-    sub.add_argument("--shard", default="1/1", help="k/n: every n-th run, from the k-th on")
-    folder(sub, "--results", "folder for the records (default: results)", **results)
-    folder(sub, "--checkpoint-dir", "keep each run's epochs here, and go on from them")
-    sub.add_argument("--epochs", type=int, help="other than the study's")
-    sub.add_argument("--device", help="where (default: auto)")
-    sub = add("report", report, "bring the tables of results up to date")
-    folder(sub, "--results", "folder of records (default: results)", **results)
-    folder(sub, "--readme", "README to fill in", default=Path("README.md"))
-    folder(sub, "--notebook", "notebook to embed pictures in",
-           default=Path("notebooks/stn_cifar10.ipynb"))
-    folder(sub, "--images", "folder for the figures (default: images)", **images)
-    sub = add("bench", bench, "measure speed")
-    sub.add_argument("names", nargs="*", help="which (default: all; an unknown name lists them)")
-    sub.add_argument("--quick", action="store_true", help="try all; the numbers mean nothing")
-    folder(sub, "--results", "folder for the record (default: results; quick: build)")
     return parser
 
 

@@ -48,3 +48,14 @@ def write_whole(path: str | os.PathLike, content: bytes | str) -> Path:
         with contextlib.suppress(OSError):
             temporary.unlink()
     return path
+
+
+def check_writable(folder: Path) -> None:
+    """Make `folder` where it is missing; OSError, with its path, where nothing can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / ".writable", "")
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise OSError(f"{folder}: cannot be written to ({error.strerror or error}); name another "
+                      "folder") from error

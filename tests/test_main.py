@@ -472,21 +472,6 @@ def test_an_unknown_study_is_told_with_those_there_are(tmp_path, capsys, monkeyp
     assert err.startswith("error: ") and "'lader'" in err and "ladder" in err
 
 
-@pytest.mark.parametrize(("done", "status"), [(True, 0), (False, 130)])
-def test_a_stopped_study_ends_with_130(tmp_path, monkeypatch, done, status):
-    asked = []
-
-    def run_study(*args, **given):
-        asked.append((args, given))
-        return done
-
-    run = types.SimpleNamespace(run_study=run_study)
-    monkeypatch.setattr(command_line, "_experiments", lambda module: run)
-    assert main(["study", "ladder", "--shard", "2/3", "--epochs", "4", "--results",
-                 str(tmp_path)]) == status
-    assert asked == [(("ladder", tmp_path, "2/3", None), dict(epochs=4))]
-
-
 def test_the_module_runs_as_a_command():
     done = subprocess.run([sys.executable, "-W", "error", "-m", "stn_cifar", "train", "--epochs",
                            "0"], cwd=REPOSITORY, text=True, capture_output=True, timeout=120)
