@@ -16,25 +16,17 @@ from .localization import LOCALIZATIONS
 from .pose_bins import PoseBins
 from .presets import PRESETS
 from .sampler import PADDING_MODES
+from .spatial_transformer import check_iterations
 from .training.losses import LOSSES
 from .training.optim import SCHEDULES
+from .training.precision import DTYPES
 from .transforms import FAMILIES
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 # what concerns the transformer alone: idle without one
 TRANSFORMER_ONLY = ("localization", "localization_width", "pose_bins", "iterations",
                     "outside_weight", "identity_weight", "scale_weight", "pose_weight",
                     "teacher_forcing", "extra_losses")
-
-
-class _AsPreset:
-    """The one value AS_PRESET: an override that leaves the preset's value in force."""
-
-    def __repr__(self):
-        return "AS_PRESET"
-
-
-AS_PRESET = _AsPreset()
+AS_PRESET = object()  # an override that leaves the preset's value in force
 
 
 def _group(group):
@@ -59,31 +51,26 @@ class Config:
 
     name: str = _run("tutorial", "the experiment's name in titles: the preset it started from")
 
-    dataset: str = _data("auto", "which images; auto: CIFAR-10 where it can be had, else glyphs, "
-                         "and says so", choices=("auto", "cifar10", "glyphs"))
-    data_root: str | None = _data(None, "folder holding CIFAR-10; None: $STN_CIFAR_DATA, ./data, "
-                                  "then download")
+    dataset: str = _data("auto", "which images; auto: CIFAR-10 where it can be had, else glyphs",
+                         choices=("auto", "cifar10", "glyphs"))
+    data_root: str | None = _data(None, "CIFAR-10's folder; None: $STN_CIFAR_DATA, ./data, the net")
     val_size: int = _data(0, "training images held out for validation", low=0)
-    distortion: str | None = _data(None, "known distortion of every image, training and test; "
-                                   "None: none", choices=DISTORTIONS)
+    distortion: str | None = _data(None, "known distortion of every image, training and test",
+                                   choices=DISTORTIONS)
 
-    stn: bool = _transformer(True, "False: the same classifier without the transformer (the "
-                             "control)")
+    stn: bool = _transformer(True, "False: the same classifier without it, the control")
     transform: str = _transformer("affine", "transformer family", choices=FAMILIES)
-    localization: str | None = _transformer(None, "localization network; None: the one that goes "
-                                            "with the model", choices=LOCALIZATIONS)
+    localization: str | None = _transformer(None, "localization network; None: the model's",
+                                            choices=LOCALIZATIONS)
     localization_width: float = _transformer(1.0, "channels of the localization network's layers, "
                                              "as a multiple (light and p4)", low=0.1, high=8)
-    pose_bins: int = _transformer(0, "bins of a distribution over each quantity of the pose, which "
-                                  "the localization network predicts and pose_weight teaches; 0: "
-                                  "it predicts one pose", low=0, high=360)
-    iterations: int = _transformer(1, "alignment steps, each resampling the original image (matrix "
-                                   "families)", low=1)
-    padding_mode: str = _transformer("zeros", "what lies outside the picture; zeros: the mean "
-                                     "colour, as pixels are normalized before sampling",
+    pose_bins: int = _transformer(0, "bins of a predicted distribution over each quantity of the "
+                                  "pose, taught by pose_weight; 0: one pose is predicted",
+                                  low=0, high=360)
+    iterations: int = _transformer(1, "alignment steps, each resampling the original image", low=1)
+    padding_mode: str = _transformer("zeros", "what lies outside the picture; zeros: mean colour",
                                      choices=PADDING_MODES)
-    supersample: int = _transformer(1, "anti-aliasing: samples per output pixel and axis", low=1,
-                                    high=8)
+    supersample: int = _transformer(1, "samples per output pixel and axis", low=1, high=8)
     output_size: int | None = _transformer(None, "height and width after the sampler, pixels; "
                                            "None: the image's", low=1)
 
@@ -95,108 +82,84 @@ class Config:
     batch_size: int = _training(64, "images a step", low=1)
     learning_rate: float = _training(0.01, "SGD learning rate of the classifier", above=0)
     localization_lr_scale: float = _training(1.0, "learning rate of the localization network, as a "
-                                             "multiple of learning_rate (paper, SVHN: 0.1; the "
-                                             "tutorial: 1)", low=0)
-    schedule: str = _training("constant", "learning rate over the run; linear and cosine: down to "
-                              "zero at the last step", choices=SCHEDULES)
+                                             "multiple (paper, SVHN: 0.1; the tutorial: 1)", low=0)
+    schedule: str = _training("constant", "learning rate over the run", choices=SCHEDULES)
     warmup: float = _training(0.0, "share of the run over which the learning rate rises from zero",
                               low=0, high=0.9)
     momentum: float = _training(0.0, "SGD momentum (Nesterov where above 0)", low=0, high=0.999)
-    weight_decay: float = _training(0.0, "L2 penalty on weights; not on biases and normalization",
-                                    low=0)
+    weight_decay: float = _training(0.0, "L2 penalty on weights with more than one axis", low=0)
     label_smoothing: float = _training(0.0, "share of the target spread evenly over all classes",
                                        low=0, high=0.9)
     flip: bool = _training(False, "mirror training images left to right, every second epoch")
-    shift: int = _training(0, "training images are shifted by up to so many pixels, mirrored at "
-                           "the edge", low=0)
-    cutout: int = _training(0, "side of a square cut out of each training image, pixels; 0: none",
-                            low=0)
-    precision: str = _training("auto", "arithmetic of the networks; auto: bf16 (fp16 on older "
-                               "cards) where the hardware has it, else fp32; coordinates are "
-                               "float32 always", choices=PRECISIONS)
+    shift: int = _training(0, "training images are shifted by up to so many pixels", low=0)
+    cutout: int = _training(0, "side of a square cut out of each training image, pixels", low=0)
+    precision: str = _training("auto", "arithmetic of the networks; auto: bf16 or fp16 where the "
+                               "hardware has it, else fp32; coordinates: float32 always",
+                               choices=("auto", *DTYPES))
 
-    outside_weight: float = _losses(0.0, "weight of the penalty on sampling outside the picture",
-                                    low=0)
-    identity_weight: float = _losses(0.0, "weight of the penalty on distance from the identity",
-                                     low=0)
-    scale_weight: float = _losses(0.0, "weight of the penalty on a scale beyond max_scale or "
-                                  "1/max_scale", low=0)
+    outside_weight: float = _losses(0.0, "penalty on sampling outside the picture", low=0)
+    identity_weight: float = _losses(0.0, "penalty on distance from the identity", low=0)
+    scale_weight: float = _losses(0.0, "penalty on scales beyond max_scale or 1/max_scale", low=0)
     max_scale: float = _losses(1.5, "scale from which scale_weight sets in", low=1)
-    pose_weight: float = _losses(0.0, "weight of the known pose's loss (needs a distortion or "
-                                 "glyphs)", low=0)
-    teacher_forcing: float = _losses(0.0, "probability, at the start, that the classifier is shown "
-                                     "a training image with its true pose undone; annealed to 0 at "
-                                     "the end (with pose_bins)", low=0, high=1)
-
-    extra_losses: str = _losses("", "weights of further rows of training.losses.LOSSES, as in "
-                                "'name=0.1, other=1'")
+    pose_weight: float = _losses(0.0, "weight of the known pose's loss (a distortion, or glyphs)",
+                                 low=0)
+    teacher_forcing: float = _losses(0.0, "probability that the classifier is shown a training "
+                                     "image with its true pose undone; annealed to 0 (pose_bins)",
+                                     low=0, high=1)
+    extra_losses: str = _losses("", "further rows of training.losses.LOSSES: 'name=0.1, other=1'")
 
     seed: int = _run(0, "seed of initialization, data order, dropout, augmentation and distortion",
                      low=0, high=2**31 - 1)
-    device: str = _run("auto", "where to train: auto (CUDA if there is one), cpu, cuda, cuda:1, "
-                       "mps (Apple's GPU; untested)")
+    device: str = _run("auto", "auto (CUDA if there is one), cpu, cuda, cuda:1 or mps (untested)")
 
     def __post_init__(self):
         hints = typing.get_type_hints(type(self))
         for f in dataclasses.fields(self):
-            value = checked(f.name, getattr(self, f.name), hints[f.name],
-                             **f.metadata["limits"])
+            value = checked(f.name, getattr(self, f.name), hints[f.name], **f.metadata["limits"])
             object.__setattr__(self, f.name, value)
-        if not re.fullmatch(r"[\w-]+", self.name):
-            raise ValueError(f"name: {self.name!r} goes into file names; must be letters, digits, "
-                             "_ and - only")
         check_device(self.device)
         self.loss_weights()
-        for name, table, row in (("width", CLASSIFIERS, self.model),
+        self._need(re.fullmatch(r"[\w-]+", self.name), "name",
+                   "goes into file names; must be letters, digits, _ and - only")
+        for name, table, key in (("width", CLASSIFIERS, self.model),
                                  ("localization_width", LOCALIZATIONS, self.localization_row)):
-            if getattr(self, name) != 1 and not table[row].scalable:
-                able = ", ".join(repr(key) for key in table if table[key].scalable)
-                raise ValueError(f"{name}: {getattr(self, name)} with the network {row!r}, whose "
-                                 f"layers are as they are; must be 1 there, or another network: "
-                                 f"{able}")
+            able = ", ".join(repr(other) for other, row in table.items() if row.scalable)
+            self._need(getattr(self, name) == 1 or table[key].scalable, name, f"with the network "
+                       f"{key!r}, whose layers are as they are; must be 1 there, or another "
+                       f"network: {able}")
         if self.stn:
             self._check_transformer()
         else:
-            self._check_control()
+            for name in TRANSFORMER_ONLY:
+                self._need(getattr(self, name) == _default(name), name, "with stn=False, without "
+                           f"a transformer; must be {_default(name)!r}")
 
-    def _check_control(self):
-        """Without a transformer, nothing that concerns it alone."""
-        for name in TRANSFORMER_ONLY:
-            value, idle = getattr(self, name), _default(name)
-            if value != idle:
-                raise ValueError(f"{name}: {value!r} with stn=False, without a transformer; must "
-                                 f"be {idle!r}")
+    def _need(self, good, name, text):
+        """ValueError of the field `name`, with its value and `text`, unless `good`."""
+        if not good:
+            raise ValueError(f"{name}: {getattr(self, name)!r} {text}")
 
     def _check_transformer(self):
         """What localization network, pose bins and losses need of each other."""
-        localization = LOCALIZATIONS[self.localization_row]
-        if localization.angle_span and not (self.pose_bins and self.transform == "rotation"):
-            raise ValueError(f"localization: {self.localization_row!r} predicts bins of the angle; "
-                             f"it needs pose_bins, such as 36 (now {self.pose_bins}), and "
-                             f"transform='rotation' (now {self.transform!r}); set those, or "
-                             "localization='light'")
-        if localization.needs_invariance and not CLASSIFIERS[self.model].p4_invariant:
-            raise ValueError(f"localization: {self.localization_row!r} leaves quarter turns, so "
-                             f"the classifier must be invariant to them; set model='p4' (now "
-                             f"{self.model!r}), or localization='p4'")
-        if self.iterations > 1 and (self.pose_bins or not FAMILIES[self.transform].is_matrix):
-            raise ValueError(f"iterations: {self.iterations} with transform={self.transform!r} and "
-                             f"pose_bins={self.pose_bins}; must be 1, or a matrix family, such as "
-                             "'affine', without pose_bins")
+        row = LOCALIZATIONS[self.localization_row]
+        self._need(not row.angle_span or (self.pose_bins and self.transform == "rotation"),
+                   "localization", f"predicts bins of the angle; it needs pose_bins, such as 36 "
+                   f"(now {self.pose_bins}), and transform='rotation' (now {self.transform!r}); "
+                   "set those, or localization='light'")
+        self._need(not row.needs_invariance or CLASSIFIERS[self.model].p4_invariant,
+                   "localization", "leaves quarter turns, so the classifier must be invariant to "
+                   f"them; set model='p4' (now {self.model!r}), or localization='p4'")
+        check_iterations(self.iterations, self.transform, self.pose_bins)
+        self._need(self.pose_bins or not self.teacher_forcing, "teacher_forcing",
+                   "without pose_bins; set pose_bins, such as 36, or it must be 0")
         if not self.pose_bins:
-            if self.teacher_forcing:
-                raise ValueError(f"teacher_forcing: {self.teacher_forcing} without pose_bins; set "
-                                 "pose_bins, such as 36, or it must be 0")
             return
         PoseBins(self.transform, self.pose_bins)
-        if not self.pose_weight:
-            raise ValueError(f"pose_bins: {self.pose_bins} with pose_weight=0, by which nothing "
-                             "would teach them; set pose_weight, such as 1, or pose_bins=0")
+        self._need(self.pose_weight, "pose_bins", "with pose_weight=0, by which nothing would "
+                   "teach them; set pose_weight, such as 1, or pose_bins=0")
         for name in ("outside_weight", "identity_weight", "scale_weight"):
-            if getattr(self, name):
-                raise ValueError(f"{name}: {getattr(self, name)} with pose_bins={self.pose_bins}, "
-                                 "which are decoded without gradients: it would teach nothing, so "
-                                 "it must be 0")
+            self._need(not getattr(self, name), name, f"with pose_bins={self.pose_bins}, which are "
+                       "decoded without gradients: it would teach nothing, so it must be 0")
 
     @classmethod
     def preset(cls, name, /, **overrides):

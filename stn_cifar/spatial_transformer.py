@@ -120,12 +120,7 @@ class SpatialTransformer(nn.Module):
                  pose_bins: PoseBins | None = None, initialize: bool = True):
         super().__init__()
         self.warper = GridWarper(transform, output_size, padding_mode, interpolation, supersample)
-        if not isinstance(iterations, int) or iterations < 1:
-            raise ValueError(f"iterations: {iterations!r}; must be a whole number from 1 on")
-        if iterations > 1 and (pose_bins or not self.family.is_matrix):
-            raise ValueError(f"iterations: {iterations} needs a matrix family, such as 'affine', "
-                             f"and no pose_bins; must be 1 with transform={transform!r}"
-                             + (" and pose_bins" if pose_bins else ""))
+        check_iterations(iterations, transform, pose_bins)
         if not (pose_bins is None or isinstance(pose_bins, PoseBins)):
             raise ValueError(f"pose_bins: {pose_bins!r}; must be a PoseBins, or None")
         if pose_bins and pose_bins.transform != transform:
@@ -153,8 +148,9 @@ class SpatialTransformer(nn.Module):
             theta, pose_logits = self.warper.theta(true_params), None
         else:
             theta, pose_logits = self._predict(images)
-            if true_params is not None:
-                theta = _force(theta, self.warper.theta(true_params), teacher_forcing)
+        if true_params is not None and teacher_forcing is not None:
+            forced = torch.rand(theta.shape[0], device=theta.device) < teacher_forcing
+            theta = torch.where(forced[:, None, None], self.warper.theta(true_params), theta)
         warped, grid = self.warper(images, theta)
         return Alignment(warped, theta, grid, pose_logits)
 
@@ -171,52 +167,42 @@ class SpatialTransformer(nn.Module):
             if self.pose_bins:
                 params, pose_logits = self.pose_bins.decode(params).params, params
             step = self.warper.theta(params)
-            theta = step if theta is None else _composed(theta, step)
+            with torch.autocast(images.device.type, enabled=False):  # in the maps' own precision
+                theta = step if theta is None else transforms.compose(theta, step)
         return theta, pose_logits
 
 
-class IdentityTransformer(nn.Module):
-    """The control: hands images on as they are, with the same interface as SpatialTransformer.
+class IdentityTransformer(SpatialTransformer):
+    """The control: predicts the identity for every image, and has no parameters.
 
-    It has no parameters. Images are resampled only where `output_size` is not theirs, or where
-    `true_params` are given.
+    Images are resampled only where `output_size` is not theirs, or `true_params` are given.
     """
 
     def __init__(self, transform="affine", output_size=None, padding_mode="zeros", supersample=1):
-        super().__init__()
-        self.warper = GridWarper(transform, output_size, padding_mode, supersample=supersample)
-        self.pose_bins = None
+        super().__init__(nn.Identity(), transform, output_size, padding_mode,
+                         supersample=supersample, initialize=False)
         self.register_buffer("identity", self.family.identity(), persistent=False)
-
-    @property
-    def family(self):
-        """The row of transforms.FAMILIES."""
-        return self.warper.family
 
     def forward(self, images, true_params=None, teacher_forcing=None):
         """Alignment of `images` under the identity; true_params: as in SpatialTransformer."""
-        theta = self.warper.theta(self.identity.expand(images.shape[0], -1))
         size = tuple(images.shape[-2:])
-        if true_params is not None:
-            theta = _force(theta, self.warper.theta(true_params), teacher_forcing)
-        elif self.warper.output_size in (None, size):
+        if true_params is None and self.warper.output_size in (None, size):
+            theta, _ = self._predict(images)
             return Alignment(images, theta, self.family.grid_of(theta, size))
-        warped, grid = self.warper(images, theta)
-        return Alignment(warped, theta, grid)
+        return super().forward(images, true_params, teacher_forcing)
+
+    def _predict(self, images):
+        return self.warper.theta(self.identity.expand(images.shape[0], -1)), None
 
 
-def _force(theta, true_theta, probability):
-    """`true_theta` in theta's place: for each image with this `probability`, None: for all."""
-    if probability is None:
-        return true_theta
-    forced = torch.rand(theta.shape[0], device=theta.device) < probability
-    return torch.where(forced[:, None, None], true_theta, theta)
-
-
-def _composed(outer, inner):
-    """transforms.compose in the maps' own precision, even under autocast."""
-    with torch.autocast(outer.device.type, enabled=False):
-        return transforms.compose(outer, inner)
+def check_iterations(iterations, transform, pose_bins=None):
+    """ValueError unless so many alignment steps go with the family `transform` and `pose_bins`."""
+    if not isinstance(iterations, int) or iterations < 1:
+        raise ValueError(f"iterations: {iterations!r}; must be a whole number from 1 on")
+    if iterations > 1 and (pose_bins or not transforms.FAMILIES[transform].is_matrix):
+        raise ValueError(f"iterations: {iterations} with transform={transform!r} and pose_bins="
+                         f"{pose_bins}; must be 1, or a matrix family, such as 'affine', without "
+                         "pose_bins")
 
 
 def _height_width(size, name="output_size"):
