@@ -56,13 +56,14 @@ class TutorialClassifier(nn.Module):
         return self.head(self.features(images))
 
 
-def convolution(inputs, outputs, halve=False, p4=False):
+def convolution(inputs, outputs, halve=False, p4=False, first=False):
     """A 3x3 convolution that keeps the size, or halves it by max pooling, and batch normalization.
 
     Normalization makes a bias idle, so there is none; it comes after the pooling, where it has a
-    quarter to do. p4: a group convolution, `inputs` and `outputs` channels for each quarter turn.
+    quarter to do. p4: a group convolution, `inputs` and `outputs` channels for each quarter turn;
+    first: of a picture, which has no turns yet.
     """
-    layer = (P4Conv2d(inputs, outputs, 3, padding=1) if p4
+    layer = (P4Conv2d(inputs, outputs, 3, first, padding=1) if p4
              else nn.Conv2d(inputs, outputs, 3, padding=1, bias=False))
     pool = [nn.MaxPool2d(2)] if halve else []
     return nn.Sequential(layer, *pool, (P4BatchNorm2d if p4 else nn.BatchNorm2d)(outputs))
@@ -104,26 +105,33 @@ class StrongClassifier(nn.Module):
     """After airbench96 (Jordan 2024, arXiv 2404.00498), without its whitening.
 
     Three blocks of three convolutions; each block's first halves the picture, the other two have a
-    shortcut.
+    shortcut. p4: as a group convolutional network of as many channels, invariant to quarter turns.
     """
 
     LOGIT_SCALE = 1 / 9  # airbench's: keeps the first steps of a high learning rate tame
 
-    def __init__(self, channels, size, num_classes, width):
+    def __init__(self, channels, size, num_classes, width, p4=False):
         super().__init__()
-        stem, *widths = (max(1, round(width * n)) for n in (32, 128, 384, 512))
-        layers = [convolution(channels, stem), nn.GELU()]
+        if p4:
+            check_p4_size(size)
+        self.p4, turns = p4, 4 if p4 else 1
+        stem, *widths = (max(1, round(width * n / turns)) for n in (32, 128, 384, 512))
+        layers = [convolution(channels, stem, p4=p4, first=True), nn.GELU()]
         for before, after in zip([stem, *widths], widths, strict=False):
             layers += [
-                convolution(before, after, halve=True), nn.GELU(),
-                Residual(convolution(after, after), nn.GELU(), convolution(after, after)),
+                convolution(before, after, halve=True, p4=p4), nn.GELU(),
+                Residual(convolution(after, after, p4=p4), nn.GELU(),
+                         convolution(after, after, p4=p4)),
                 nn.GELU(),
             ]
         self.features = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten())
-        self.head = nn.Linear(feature_size(self.features, channels, size), num_classes, bias=False)
+        inputs = feature_size(self.features, channels, size) // turns
+        self.head = nn.Linear(inputs, num_classes, bias=False)
 
     def forward(self, images):
-        return self.LOGIT_SCALE * self.head(self.features(images))
+        pooled = self.features(images)
+        pooled = split_turns(pooled).amax(dim=1) if self.p4 else pooled
+        return self.LOGIT_SCALE * self.head(pooled)
 
 
 LIGHT_CHANNELS = (16, 32, 64)  # of the blocks, for a width of 1
@@ -197,6 +205,8 @@ CLASSIFIERS = {
                            scalable=False),
     "compact": Classifier(CompactClassifier, "compact"),
     "strong": Classifier(StrongClassifier, "compact"),
+    "strong_p4": Classifier(lambda *args: StrongClassifier(*args, p4=True), "light",
+                            p4_invariant=True),
     "light": Classifier(LightClassifier, "light"),
     "p4": Classifier(lambda *args: LightClassifier(*args, p4=True), "light", p4_invariant=True),
 }

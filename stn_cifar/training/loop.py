@@ -17,12 +17,12 @@ from ..data import Data
 from ..distortions import DISTORTIONS
 from ..seeding import epoch_seed, seeded
 from ..stn import STNClassifier
+from .captured import make_step
 from .checkpoints import claim, resume, save_checkpoint
 from .evaluation import evaluate
 from .guards import out_of_memory_explained, plain_torch, sigterm_as_interrupt
 from .optim import make_optimizer, set_learning_rate
 from .precision import resolve
-from .step import Step
 
 FREE = ("name", "data_root", "device", "epochs")  # fields that may differ between model and run
 MONITORED = 256  # images, without their labels, on which the transformer is watched
@@ -72,15 +72,15 @@ def _fit(model, data, config, device, folder, on_epoch_end):
     with explained():
         model, train = model.to(device), data.train.to(device)
     precision = resolve(config.precision, device)
-    # fused SGD is faster on the CPU; not with fp16: where the first step overflows, as loss scaling
-    # lets it, it would take its momentum from memory that nobody has written to
-    fused = True if device.type == "cpu" and precision != "fp16" else None
+    # fused SGD is faster, and a CUDA graph needs it; not with fp16: where the first step overflows,
+    # as loss scaling lets it, it would take its momentum from memory that nobody has written to
+    fused = True if device.type in ("cpu", "cuda") and precision != "fp16" else None
     optimizer = make_optimizer(model, config.learning_rate, config.localization_lr_scale,
                                config.momentum, config.weight_decay, fused)
-    step = Step(model, train, optimizer, precision,
-                augmentation=dict(flip=config.flip, shift=config.shift, cutout=config.cutout),
-                distortion=config.distortion, label_smoothing=config.label_smoothing,
-                loss_weights=config.loss_weights(), max_scale=config.max_scale)
+    step = make_step(model, train, optimizer, precision,
+                     augmentation=dict(flip=config.flip, shift=config.shift, cutout=config.cutout),
+                     distortion=config.distortion, label_smoothing=config.label_smoothing,
+                     loss_weights=config.loss_weights(), max_scale=config.max_scale)
     same = dict(dataset=data.name, training_images=len(train), classes=list(data.classes),
                 input_shape=list(model.input_shape), num_classes=model.num_classes,
                 precision=precision)
