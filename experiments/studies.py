@@ -111,8 +111,24 @@ STUDIES = {
                  "only learns them by heart otherwise.",
         arms={
             "p4 CNN": dict(P4_CNN, width=2.2),
+            "CNN, equal parameters": dict(CNN, width=1.41),
+            "CNN, equal arithmetic": dict(CNN, width=2.24),
+            "pose-supervised STN": {},
+            "pose-supervised STN before a p4 CNN":
+                dict(model="p4", width=1.7, localization_width=1.41),
             "pose-supervised STN before a p4 CNN, modulo 90°":
                 dict(MODULO_90, width=2.0, localization_width=0.9),
+        }),
+    "rotation-strong": Study(
+        "What do networks for a GPU reach on CIFAR-10 turned by any angle?",
+        preset="taught", epochs=(50,), seeds=1, angles=TURNS,
+        common=dict(precision="bf16", model="strong_p4", batch_size=256, learning_rate=0.2,
+                    label_smoothing=0.1, shift=4, cutout=8),
+        suites=("rotation45", "rotation90"), by_class=True,
+        arms={
+            "p4 CNN": CNN,
+            "pose-supervised STN before a p4 CNN, modulo 90°":
+                dict(localization="p4_mod90", pose_bins=12, localization_width=4.0),
         }),
     "arms": Study(
         "Which part of the pose-supervised spatial transformer makes the difference?",
@@ -160,6 +176,7 @@ STUDIES = {
         arms={
             "tutorial": {},
             "compact": dict(preset="compact"),
+            "strong": dict(preset="strong", epochs=(40,)),
             "strong, half the width": dict(preset="strong", width=0.5, cutout=8, epochs=(24,)),
             "glyphs": dict(preset="glyphs", dataset="glyphs", epochs=(30,)),
         }),

@@ -78,6 +78,8 @@ DISTORTIONS = {
         Distortion("rotation45", "rotation", {"angle": (-45, 45)}),
         Distortion("rotation90", "rotation", {"angle": (-90, 90)}),
         Distortion("rotation", "rotation", {"angle": (-180, 180)}),
+        # not turned at all, but shown as turned pictures are: upright pictures' fair comparison
+        Distortion("disc", "rotation", {"angle": (0, 0)}),
         # half a half-width on a canvas of 1.5: the whole picture stays in sight
         Distortion("translation", "attention", _xy("shift", 0.5), canvas=1.5, disc=False),
         Distortion("scale", "attention", {"scale": (2 / 3, 3 / 2)}, supersample=2),
@@ -178,10 +180,10 @@ def _theta(row, pose, extra):
 
 @torch.no_grad()
 def apply(images, params):
-    """The distorted pictures, float32 (B, C, H', H') in [0, 1]; H' is H times the canvas.
+    """The distorted pictures (B, C, H', H') in [0, 1]; H' is H times the canvas.
 
-    images: (B, C, H, H), uint8 or in [0, 1]. params: their B poses, on the same device. Bad input:
-    ValueError.
+    images: (B, C, H, H), uint8 or in [0, 1]. params: their B poses, on the same device, in whose
+    precision, float32 or float64, all is computed. Bad input: ValueError.
     """
     if images.ndim != 4 or images.shape[2] != images.shape[3]:
         raise ValueError(f"images: shape {tuple(images.shape)}; must be square pictures "
@@ -193,7 +195,8 @@ def apply(images, params):
         raise ValueError(f"params: {len(params)} poses on {params.theta.device}; must be "
                          f"{len(images)} on {images.device}")
     row, size = params.distortion, params.distortion.canvas_size(images.shape[-1])
-    images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+    whole, images = images.dtype == torch.uint8, images.to(params.theta.dtype)
+    images = images / 255 if whole else images
     with torch.autocast(images.device.type, enabled=False):
         grid = FAMILIES[row.family].grid_of(params.theta, size * row.supersample)
         if row.disc:  # mirrored at the rim of the picture's disc: at r > 1, read at 2 - r
@@ -201,7 +204,7 @@ def apply(images, params):
             grid = grid * (2 / radius - 1).clamp_min(0)
         warped = sample(images, grid, "reflection", row.interpolation, row.supersample)
     if row.disc:
-        colour = _outside(images.shape[1], images.device)
+        colour = _outside(images.shape[1], images.device).to(warped.dtype)
         warped = torch.where(_disc(size, images.device), warped, colour)
     if row.clutter:
         # the share of each pixel that the picture covers: a ramp, so no rounding moves its edge
@@ -259,15 +262,17 @@ def distort(images, name, generator, **fixed):
 def suite(images, name):
     """The frozen suite of `images` (N, C, H, H): (uint8 pictures (N, C, H', H'), applied theta).
 
-    The i-th picture has one pose for good, whatever machine, device or seed; pixels agree to within
-    1/255.
+    The i-th picture has one pose for good, whatever device or seed. Computed in float64 on the CPU,
+    so that machines, which round differently, have the same pixels (a test pins their digest).
     """
     generator = torch.Generator().manual_seed(SUITE_SEED)
-    params = sample_params(name, len(images), generator).to(images.device)
+    params = sample_params(name, len(images), generator)
+    fine = replace(params, theta=params.theta.double(), patches=params.patches.double())
+    originals = images.cpu()
     chunks = [slice(i, i + SUITE_CHUNK) for i in range(0, len(images), SUITE_CHUNK)]
-    pictures = [(apply(images[chunk], params[chunk]) * 255).round().to(torch.uint8)
+    pictures = [(apply(originals[chunk], fine[chunk]) * 255).round().to(torch.uint8)
                 for chunk in chunks]
-    return torch.cat(pictures), params.theta
+    return torch.cat(pictures).to(images.device), params.theta.to(images.device)
 
 
 def suite_file(images, labels, name):
