@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import torch
+
 from stn_cifar import Config, Split, diagnostics, distortions, evaluate, experiment, load_data
 from stn_cifar.console import say
 from stn_cifar.training.precision import resolve
@@ -66,9 +68,32 @@ def more_tests(this: studies.Study, model, config: Config) -> dict:
     if this.suites:
         measured["suites"] = {}
         for name in this.suites:
-            images, theta = distortions.suite(test.images, name)
+            images, theta = distortions.suite(test.images, studies.FILTERED.get(name, name))
             measured["suites"][name] = evaluate(model, Split(images, test.labels, theta)).accuracy
     if this.angles:
-        accuracies = diagnostics.accuracy_against(model, test[:ANGLE_IMAGES], "angle", this.angles)
+        few = test[:ANGLE_IMAGES]
+        accuracies = diagnostics.accuracy_against(model, few, "angle", this.angles)
         measured["against"] = dict(angle=dict(values=list(this.angles), accuracy=accuracies))
+        measured["invariance"] = {str(angle): invariance(model, few.images, angle)
+                                  for angle in (45, 90)}
     return measured
+
+
+def invariance(model, images, angle: float) -> dict:
+    """How far `model` is from giving a turned picture the logits of the same picture upright.
+
+    logits: mean distance between them over the upright's mean norm; changed: share of `images`
+    (uint8, N) of which another class is predicted.
+    """
+    upright, turned = (logits_of(model, distortions.apply(images, distortions.sample_params(
+        "rotation", len(images), torch.Generator(), angle=turn).to(images.device)))
+        for turn in (0.0, angle))
+    distance = (turned - upright).norm(dim=1).mean() / upright.norm(dim=1).mean()
+    changed = (turned.argmax(1) != upright.argmax(1)).float().mean()
+    return dict(logits=distance.item(), changed=changed.item())
+
+
+def logits_of(model, images) -> torch.Tensor:
+    """Logits (N, classes) of `images`, in evaluation mode."""
+    with diagnostics.evaluating(model):
+        return torch.cat([model(part.to(model.device)).float() for part in images.split(500)])

@@ -1,9 +1,10 @@
 """Studies as data: a question, arms that differ in named fields, budgets and seeds."""
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from stn_cifar import Config
+from stn_cifar.distortions import DISTORTIONS
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Study:
     # arms that the others are compared with; None: the first one, (): the arms are only listed
     compare_with: tuple[str, ...] | None = None
     by_class: bool = False  # a table of accuracies by class besides
-    suites: tuple[str, ...] = ()  # distortions by whose frozen suites every model is tested besides
+    # distortions, or keys of FILTERED, by whose frozen suites every model is tested besides
+    suites: tuple[str, ...] = ()
     angles: tuple[int, ...] = ()  # degrees by which all test pictures are turned alike, besides
     protocol: str = ""  # what a reader must know besides preset, budgets and seeds
 
@@ -63,6 +65,12 @@ def by_name(name: str) -> Study:
 
 # Every 15 degrees: the eight multiples of 45 are among them, over which others average.
 TURNS = tuple(range(-180, 181, 15))
+# The same turns by other filters than training has (bicubic): what moves then is no pose.
+FILTERED = {f"rotation, {name}": replace(DISTORTIONS["rotation"], **fields) for name, fields in {
+    "nearest": dict(interpolation="nearest"), "bilinear": dict(interpolation="bilinear"),
+    "4 x 4 samples": dict(supersample=4)}.items()}
+# What a study of all angles tests besides; disc: upright pictures, shown as the turned ones are
+TURNED_SUITES = ("rotation45", "rotation90", "disc", *FILTERED)
 # What arms change in the preset taught. One pose by regression instead of a distribution:
 REGRESSION = dict(localization=None, localization_width=1.0, pose_bins=0, teacher_forcing=0.0)
 # No transformer:
@@ -83,7 +91,7 @@ STUDIES = {
     "rotation": Study(
         "Does a pose-supervised spatial transformer pay on CIFAR-10 turned by any angle?",
         preset="taught", epochs=(8, 32), common=dict(precision="fp32"), angles=TURNS,
-        suites=("rotation45", "rotation90"), by_class=True,
+        suites=TURNED_SUITES, by_class=True,
         compare_with=("CNN, equal parameters", "p4 CNN"),
         protocol="Training images are turned anew in every epoch and shown in a disc; the test is "
                  "one frozen suite of all 10,000 images. The first arm has the parameters of the "
@@ -105,7 +113,7 @@ STUDIES = {
     "rotation-shifts": Study(
         "Does a transformer pay before a p4 CNN, where training images are shifted besides?",
         preset="taught", epochs=(32,), common=dict(precision="fp32", shift=4), angles=TURNS,
-        suites=("rotation45", "rotation90"), by_class=True,
+        suites=TURNED_SUITES, by_class=True,
         protocol="As study rotation, but training images are shifted by up to 4 pixels before they "
                  "are turned, as is usual on CIFAR-10: a classifier that is shown upright pictures "
                  "only learns them by heart otherwise.",
@@ -124,7 +132,7 @@ STUDIES = {
         preset="taught", epochs=(50,), seeds=1, angles=TURNS,
         common=dict(precision="bf16", model="strong_p4", batch_size=256, learning_rate=0.2,
                     label_smoothing=0.1, shift=4, cutout=8),
-        suites=("rotation45", "rotation90"), by_class=True,
+        suites=TURNED_SUITES, by_class=True,
         arms={
             "p4 CNN": CNN,
             "pose-supervised STN before a p4 CNN, modulo 90°":

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from .intervals import difference, mean_std
 from .records import identity_of
-from .studies import Study
+from .studies import FILTERED, Study
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -147,7 +147,7 @@ def _of_statistics(key: str) -> Callable[[dict], float | None]:
 
 
 SHARE = "share of the upright ceiling"
-SUITES = ("rotation45", "rotation90", "rotation", "rts")
+SUITES = ("rotation45", "rotation90", "rotation", "rts", "disc", *FILTERED)
 FURTHER = [  # other measurements of the same trained models
     Column("flip and shift TTA", _at("tta", "flip_shift")),
     Column("top-2 poses", _at("tta", "top_2_poses")),
@@ -157,6 +157,9 @@ FURTHER = [  # other measurements of the same trained models
     Column("true pose (oracle)", _at("tta", "true_pose")),
     Column("mean of 8 angles", _average_of_8),
     *(Column(f"suite {name}", _at("suites", name)) for name in SUITES),
+    Column("class changes at 45°", _at("invariance", "45", "changed")),
+    Column("class changes at 90°", _at("invariance", "90", "changed")),
+    Column("logits change at 90°", _at("invariance", "90", "logits"), digits=3),
 ]
 TRANSFORMER = [  # what the transformer does to the test images
     Column("rotation error, median", _pose("median_rotation_error"), "°", 1),

@@ -5,6 +5,8 @@ arguments are on one device. So a constant left on the CPU is found, on any mach
 pass alone is left out: torch's engine asks the driver for a stream.
 """
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
@@ -15,8 +17,9 @@ from stn_cifar.classifier import CLASSIFIERS, Classifier
 from stn_cifar.data import Split
 from stn_cifar.presets import PRESETS
 from stn_cifar.stn import assemble
+from stn_cifar.training.captured import CapturedStep, make_step
 from stn_cifar.training.evaluation import flip_shift_views, rotated_views, top_k_poses, true_pose
-from stn_cifar.training.optim import make_optimizer
+from stn_cifar.training.optim import make_optimizer, set_learning_rate
 from stn_cifar.training.precision import DTYPES, autocast
 from stn_cifar.training.step import Step
 from stn_cifar.transforms import FAMILIES
@@ -164,3 +167,114 @@ def test_a_real_cuda_device_gives_what_the_cpu_does():
         expected = model(batch)
         found = model.cuda()(batch.cuda()).cpu()
         torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: the real thing")
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("name", CONFIGS | MORE)
+def test_a_captured_step_does_what_the_step_does(name, precision):
+    config = (CONFIGS | MORE)[name].replace(device="cuda", batch_size=32)
+    images = torch.randint(256, (200, *SHAPE), dtype=torch.uint8,
+                           generator=torch.Generator().manual_seed(0))
+    poses = torch.eye(2, 3).expand(200, 2, 3) if config.dataset == "glyphs" else None
+    train = Split(images, torch.arange(200) % 10, poses).to(CUDA)
+    losses = {}
+    for kind in (Step, CapturedStep):
+        model = build_model(config).train()
+        optimizer = make_optimizer(model, config.learning_rate, config.localization_lr_scale,
+                                   config.momentum, config.weight_decay, fused=True)
+        step = kind(model, train, optimizer, precision, augmentation=dict(
+            flip=config.flip, shift=config.shift, cutout=config.cutout),
+            distortion=config.distortion, label_smoothing=config.label_smoothing,
+            loss_weights=config.loss_weights(), max_scale=config.max_scale)
+        generator, found = torch.Generator().manual_seed(0), []
+        torch.manual_seed(1)
+        for epoch in (1, 2):  # poses of the second, in place
+            step.sample_epoch(epoch, 0, generator)
+            for number, index in enumerate(torch.arange(200, device=CUDA).split(32)):
+                set_learning_rate(optimizer, number / 10, "linear")
+                found.append(step(index, config.teacher_forcing * (1 - number / 10))[0])
+        losses[kind] = torch.stack(found).cpu()
+    assert step.graph is not None
+    # fp32: cuDNN's way back is not the same twice
+    torch.testing.assert_close(losses[CapturedStep], losses[Step],
+                               **(dict(atol=0, rtol=0) if precision == "bf16" else
+                                  dict(atol=0.05, rtol=0.05)))
+
+
+def test_on_the_cpu_and_with_loss_scaling_no_step_is_captured(fake_cuda):
+    model, optimizer = nn.Linear(2, 2), torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
+    on_cpu = Split(torch.zeros(2, *SHAPE, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64))
+    kinds = {(place, precision): type(make_step(model, train, optimizer, precision))
+             for place, train in (("cpu", on_cpu), ("cuda", split(False)))
+             for precision in ("fp32", "bf16", "fp16")}
+    captured = {key for key, kind in kinds.items() if kind is CapturedStep}
+    assert captured == {("cuda", "fp32"), ("cuda", "bf16")}
+
+
+class Recorded:
+    """Stands for torch.cuda's graph: capturing runs the step once, a replay runs it again."""
+
+    def replay(self):
+        self.run()
+
+
+@pytest.fixture
+def pretended_graphs(monkeypatch):
+    """Streams and graphs without a GPU: the step runs where a graph would be replayed."""
+    @contextlib.contextmanager
+    def nothing(*args):
+        yield
+
+    class Stream:
+        def wait_stream(self, other):
+            pass
+
+    for name, value in dict(device=nothing, stream=nothing, graph=nothing, Stream=Stream,
+                            current_stream=Stream, CUDAGraph=Recorded).items():
+        monkeypatch.setattr(torch.cuda, name, value)
+
+
+def test_a_graph_reads_indices_rates_and_poses_where_they_are_renewed(pretended_graphs):
+    """What replays read is written in place: index, teacher forcing, rates, the epoch's poses."""
+    config = Config.preset("taught", device="cpu", width=0.25, localization_width=0.5,
+                           batch_size=8, precision="fp32", shift=2)
+    images = torch.randint(256, (60, *SHAPE), dtype=torch.uint8,
+                           generator=torch.Generator().manual_seed(0))
+    train = Split(images, torch.arange(60) % 10)
+    model = build_model(config).train()
+    step = CapturedStep(model, train, make_optimizer(model, 0.1, fused=True), "fp32",
+                        augmentation=dict(flip=True, shift=2), distortion="rotation",
+                        loss_weights=config.loss_weights())
+    step.sample_epoch(1, 0, torch.Generator().manual_seed(0))
+    where = [step.augmentation_params.data_ptr(), step.distortion_params.theta.data_ptr()]
+    poses = step.distortion_params.theta.clone()
+    batches = torch.arange(60).split(8)
+    Recorded.run = lambda self: None
+    for index in batches[:4]:  # three to warm up, one to capture
+        step(index, 0.5)
+    assert step.graph is not None and isinstance(step.optimizer.param_groups[0]["lr"], float)
+    set_learning_rate(step.optimizer, 0.5, "linear")
+    step(batches[5], 0.25)
+    assert step.index.tolist() == list(range(40, 48)) and step.forcing.item() == 0.25
+    assert [rate.item() for rate in step.rates] == pytest.approx([0.05] * len(step.rates))
+    ragged, _ = step(batches[-1], 0.0)  # four images: eager
+    assert ragged.isfinite() and step.index.tolist() == list(range(40, 48))
+    step.sample_epoch(2, 0, torch.Generator().manual_seed(1))
+    assert where == [step.augmentation_params.data_ptr(), step.distortion_params.theta.data_ptr()]
+    assert not torch.equal(step.distortion_params.theta, poses)
+
+
+def test_a_model_that_cannot_be_captured_trains_on_eagerly(pretended_graphs, monkeypatch, capsys):
+    config = Config.preset("tutorial", device="cpu", batch_size=8, precision="fp32")
+    train = Split(torch.zeros(60, *SHAPE, dtype=torch.uint8), torch.arange(60) % 10)
+    model = build_model(config).train()
+    step = CapturedStep(model, train, make_optimizer(model, 0.1, fused=True), "fp32")
+
+    def refuse(self):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(CapturedStep, "_capture", refuse)
+    losses = [step(index)[0] for index in torch.arange(48).split(8)]
+    assert torch.stack(losses).isfinite().all() and step.graph is None
+    assert capsys.readouterr().out.count("cannot be captured") == 1

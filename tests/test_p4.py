@@ -140,3 +140,21 @@ def test_sizes_on_which_it_would_not_hold_are_refused(fields, size):
     split = Split(torch.zeros(2, 3, size, size, dtype=torch.uint8), torch.arange(2))
     with pytest.raises(ValueError, match=r"^image size: .* multiple of 8"):
         build_model(Config(**fields), Data(split))
+
+
+@pytest.mark.parametrize("first, side", [(True, 4), (False, 3)])
+def test_the_filters_gradient_is_that_of_turning_and_rolling(first, side):
+    """Against rot90 and roll themselves, and autograd's way back through them."""
+    layer = seeded(P4Conv2d, 2, 3, side, first, padding=1)
+    x = torch.randn(2, 2 if first else 8, 6, 6, dtype=torch.float64,
+                    generator=torch.Generator().manual_seed(3))
+    weights = [turned(layer.weight, r) for r in range(4)]
+    if not first:
+        weights = [w.unflatten(1, (4, -1)).roll(r, 1).flatten(1, 2) for r, w in enumerate(weights)]
+    expected, found = F.conv2d(x, torch.cat(weights), padding=1), layer(x)
+    torch.testing.assert_close(found, expected)
+    pull = torch.randn(found.shape, dtype=torch.float64,
+                       generator=torch.Generator().manual_seed(4))
+    gradients = [torch.autograd.grad(out, layer.weight, pull)[0] for out in (expected, found)]
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].abs().min() > 0

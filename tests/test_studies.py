@@ -208,7 +208,20 @@ def test_a_studys_models_are_tested_on_suites_and_against_the_angle(monkeypatch,
     assert all(0 <= value <= 1 for value in more["suites"].values())
     assert more["against"]["angle"]["values"] == [-90, 0, 90]
     assert len(more["against"]["angle"]["accuracy"]) == 3
+    assert set(more["invariance"]) == {"45", "90"}
     assert run.more_tests(Study("?", "taught", {"one": {}}), None, config) == {}
+
+
+def test_a_p4_networks_logits_stay_as_they_are_at_quarter_turns_only(photos):
+    changes = {}
+    for name in ("p4", "light"):
+        config = Config.preset("taught", device="cpu", stn=False, model=name, width=0.5)
+        model = build_model(config)
+        changes[name] = {angle: run.invariance(model, photos, angle) for angle in (0, 45, 90)}
+    assert changes["p4"][0]["logits"] == 0
+    assert changes["p4"][90]["logits"] < 1e-4 and changes["p4"][90]["changed"] == 0
+    # the negative controls
+    assert changes["p4"][45]["logits"] > 0.01 and changes["light"][90]["logits"] > 0.01
 
 
 def test_what_a_run_leaves_is_what_tables_read(tmp_path, monkeypatch, glyph_data):
