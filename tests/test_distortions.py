@@ -361,8 +361,12 @@ def test_disc_shows_the_picture_upright_in_the_disc_and_nothing_around_it():
 
 
 @pytest.mark.parametrize("name, digest", [
-    ("rotation", "6c0391921b33f5c2"), ("rts", "5d01004be76667b3"), ("clutter", "fba5e85b18dce2bc"), ("elastic", "dd8d747284fc6a29"),
-    ("projective", "c62ce915df2915d6")])
+    ("rotation", "6c0391921b33f5c2"),
+    ("rts", "5d01004be76667b3"),
+    ("clutter", "fba5e85b18dce2bc"),
+    ("elastic", "dd8d747284fc6a29"),
+    ("projective", "c62ce915df2915d6"),
+])
 def test_the_suites_pixels_are_the_same_on_every_machine(name, digest):
     """Computed in float64: no rounding of a processor's own comes through to 8 bits."""
     images = torch.arange(20 * 3 * 32 * 32).mul(2654435761).remainder(2**32).div(2**24)
