@@ -36,7 +36,7 @@ from stn_cifar.training import loop
 from stn_cifar.training.loop import NonFiniteLoss
 from stn_cifar.training.losses import LOSSES
 from stn_cifar.training.optim import SCHEDULES, make_optimizer, set_learning_rate
-from stn_cifar.training.precision import resolve
+from stn_cifar.training.precision import CPU_HAS_BF16, resolve
 from stn_cifar.training.step import Step
 
 REPOSITORY = Path(__file__).parents[1]
@@ -934,13 +934,15 @@ def test_every_distortion_trains(glyph_data, name):
 
 @pytest.mark.parametrize(("device", "can", "expected"), [
     ("cuda", (9, 0), "bf16"), ("cuda", (8, 0), "bf16"), ("cuda", (7, 5), "fp16"),
-    ("cpu", True, "bf16"), ("cpu", False, "fp32"), ("cpu", None, "fp32"), ("mps", True, "fp32")])
+    ("cpu", (True, False), "bf16"), ("cpu", (False, True), "bf16"),
+    ("cpu", (False, False), "fp32"), ("cpu", None, "fp32"), ("mps", (True, True), "fp32")])
 def test_auto_is_a_rule_by_what_the_machine_can_do(monkeypatch, device, can, expected):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: can)
-    if can is None:  # a version of torch that cannot tell
-        monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported", raising=False)
-    else:
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: can, raising=False)
+    for name, answer in zip(CPU_HAS_BF16, can or (None, None), strict=True):
+        if answer is None:  # a version of torch that cannot tell
+            monkeypatch.delattr(torch.cpu, name, raising=False)
+        else:
+            monkeypatch.setattr(torch.cpu, name, lambda answer=answer: answer, raising=False)
     assert {resolve("auto", torch.device(device)) for _ in range(3)} == {expected}
     for named in ("fp32", "bf16", "fp16"):
         assert resolve(named, torch.device(device)) == named
