@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.bench import arms, children, loops, run, speed
+from experiments.bench import arms, children, company, loops, run, speed
 from experiments.records import RecordError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,6 +38,18 @@ def test_a_loop_is_measured_in_a_process_of_its_own(tmp_path, monkeypatch):
     assert name == PLAIN and one["images"] == 32 and one["seconds"] > one["data_seconds"] > 0
     assert 8e6 < found["flops_per_image"] < 16e6  # by hand: 11 million, most in two convolutions
     assert speed.loop_cells(found)[0]["times the tutorial's better"] == "1.00"
+
+
+def test_a_step_is_measured_beside_other_programs(tmp_path, monkeypatch):
+    loops = {name: company.LOOPS[name] for name in list(company.LOOPS)[::5]}
+    monkeypatch.setattr(company, "LOOPS", loops)
+    path = run.run(["company"], tmp_path, quick=True, device="cpu")
+    found = speed.read(path)["benchmarks"]["company"]
+    assert list(found["raw"]) == list(company.COMPANY) and len(found["raw"]) == 4
+    for rounds in found["raw"].values():
+        assert {name: len(values) for name, values in rounds.items()} == dict.fromkeys(loops, 1)
+        assert all(values[0] > 0 for values in rounds.values())
+    assert speed.company(found).count(", 1.0 x") >= len(loops)  # the quiet column at least
 
 
 def test_ours_is_fit_whose_epochs_are_rounds():

@@ -151,6 +151,8 @@ def main():
         if not sys.stdin.readline():  # nobody asks any more
             os._exit(0)  # at once: a loader's workers would take their time
 
+    if threads := options.pop("threads", None):
+        torch.set_num_threads(threads)
     if options.pop("arm") == "ours":
         ours(answer, **options)
     for result in plain(**options):

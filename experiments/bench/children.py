@@ -40,10 +40,14 @@ class Child:
             line += part
         return json.loads(line)
 
-    def round(self):
-        """The result of one more round."""
+    def ask(self):
+        """Let one more round begin."""
         self.process.stdin.write(b"\n")
         self.process.stdin.flush()
+
+    def round(self):
+        """The result of one more round."""
+        self.ask()
         return self.answer()
 
     def _last_words(self):
@@ -64,12 +68,15 @@ class Child:
 
 
 @contextlib.contextmanager
-def started(arms):
-    """name -> Child for `arms`, name -> options, each warm; ended at the end."""
+def started(arms, env=None):
+    """name -> Child for `arms`, name -> options, each warm; ended at the end.
+
+    env: name -> environment variables.
+    """
     children = {}
     try:
         for name, options in arms.items():
-            children[name] = Child(options)
+            children[name] = Child(options, **(env or {}).get(name, {}))
             children[name].answer()  # they warm up one at a time
         yield children
     finally:

@@ -115,4 +115,20 @@ def families(result):
             + markdown(columns, rows))
 
 
-TELL = dict(loops=loops, families=families)
+def company(result):
+    """Milliseconds of a step, and how many times that is of the same loop's quiet one."""
+    columns, quiet = ["loop", *result["raw"]], result["raw"]["quiet"]
+    rows = []
+    for name in quiet:
+        alone = statistics.median(quiet[name])
+        cells = [(statistics.median(found[name]), min(found[name]), max(found[name]))
+                 for found in result["raw"].values()]
+        rows.append([name] + [f"{middle:.1f} ({low:.1f} to {high:.1f}), {middle / alone:.1f} x"
+                              for middle, low, high in cells])
+    rounds = len(next(iter(quiet.values())))
+    return (f"A step beside other programs, {result['threads']} threads, milliseconds: median "
+            f"(least to most) of {rounds} rounds in turns, and times the quiet one, "
+            f"{result['date'][:10]}:\n\n" + markdown(columns, rows))
+
+
+TELL = dict(loops=loops, company=company, families=families)
