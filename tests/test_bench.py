@@ -5,7 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from experiments.bench import arms, children, company, loops, run, speed
+from experiments.bench import (
+    arms,
+    captured,
+    children,
+    company,
+    families,
+    loops,
+    run,
+    speed,
+)
 from experiments.records import RecordError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -117,3 +126,12 @@ def test_an_unknown_benchmark_is_told_with_those_there_are(tmp_path):
     ("1 CPU core, AMD EPYC 9B14", "1-core-epyc"), ("4 CPU cores, ", "4-core-cpu")])
 def test_the_kind_of_machine_is_a_short_part_of_a_file_name(machine, kind):
     assert run.kind_of(machine) == kind
+
+
+def test_captured_and_eager_steps_are_told_side_by_side(tmp_path, monkeypatch):
+    kinds = dict(eager=[4.0, 5.0, 6.0], captured=[0.4, 0.5, 0.6])
+    result = dict(raw={"tutorial": kinds}, precision="bf16", peak_mb=347.0, date="2026-11-28T00")
+    assert "| tutorial | 5.00 (4.00 to 6.00) | 0.50 (0.40 to 0.60) | 10.0 |" in speed.captured(result)
+    monkeypatch.setattr(run, "BENCHMARKS", dict(captured=captured.run, families=families.run))
+    path = run.run([], tmp_path, quick=True, device="cpu")
+    assert list(speed.read(path)["benchmarks"]) == ["families"]  # without CUDA it is left out

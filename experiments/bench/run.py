@@ -15,9 +15,10 @@ from stn_cifar import Config, experiment
 from stn_cifar.files import write_whole
 
 from ..records import RESULTS, RecordError
-from . import arms, company, families, loops, speed
+from . import arms, captured, company, families, loops, speed
 
-BENCHMARKS = dict(loops=loops.run, company=company.run, families=families.run)
+BENCHMARKS = dict(loops=loops.run, company=company.run, captured=captured.run,
+                  families=families.run)
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,9 @@ def run(names=(), results: Path | None = None, quick: bool = False, device: str 
     for name in BENCHMARKS:
         if names and name not in names:
             continue
-        result = BENCHMARKS[name](settings) | dict(
+        if not (measured := BENCHMARKS[name](settings))["raw"]:
+            continue
+        result = measured | dict(
             dataset=fields["dataset"], quick=quick, threads=torch.get_num_threads(),
             versions=dict(python=platform.python_version(), torch=torch.__version__),
             date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"))

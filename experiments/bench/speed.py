@@ -131,4 +131,20 @@ def company(result):
             f"{result['date'][:10]}:\n\n" + markdown(columns, rows))
 
 
-TELL = dict(loops=loops, company=company, families=families)
+def captured(result):
+    """Milliseconds of a step, eager and captured, and their ratio."""
+    rows = []
+    for name, kinds in result["raw"].items():
+        middle = {kind: statistics.median(values) for kind, values in kinds.items()}
+        rows.append([name, *(f"{middle[kind]:.2f} ({min(values):.2f} to {max(values):.2f})"
+                             for kind, values in kinds.items()),
+                     f"{middle['eager'] / middle['captured']:.1f}"])
+    if not rows:
+        return ""
+    return (f"A training step, kernel by kernel and captured as a CUDA graph, milliseconds: median "
+            f"(least to most), {result['precision']}, {result['date'][:10]}; at most "
+            f"{result['peak_mb']:,.0f} MB of the card's memory:\n\n"
+            + markdown(["preset", "eager", "captured", "times as fast"], rows))
+
+
+TELL = dict(loops=loops, company=company, captured=captured, families=families)
