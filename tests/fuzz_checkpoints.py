@@ -6,7 +6,7 @@ Kills: a process trains, says after each epoch that it is complete, and gets SIG
 moment; then the next one goes on. After every kill a checkpoint must load, no complete epoch may be
 lost, and a run that came to its end must be, to the last bit, the run that nobody killed.
 Damages: the newest of two checkpoints is cut off, or bits, blocks or the whole of it are altered;
-that must be noticed, and the one before must load.
+that must be noticed and the one before must load, or not one number of what is read has changed.
 Forgeries: a sound file holds a tensor of another shape, type or memory; it must be refused, naming
 the tensor, and model and optimizer must be as they were.
 Rivals: two processes start in one folder; exactly one may train there.
@@ -16,8 +16,6 @@ POSIX only: os.fork makes hundreds of processes without importing torch hundreds
 
 import argparse
 import copy
-import hashlib
-import io
 import json
 import os
 import platform
@@ -88,17 +86,9 @@ def differences(a, b, where="", skip=("seconds", "path")):
     return [] if type(a) is type(b) and a == b else [where]
 
 
-def sealed(archive):
-    """The bytes of a zip archive with the digest of what stands before it as their comment."""
-    archive = archive[:-2] + (7 + 64).to_bytes(2, "little")
-    return archive + b"sha256:" + hashlib.sha256(archive).hexdigest().encode()
-
-
 def forge(path, content):
     """A checkpoint with any `content`, as whoever knows the format can make one."""
-    file = io.BytesIO()
-    torch.save({key: value for key, value in content.items() if key != "path"}, file)
-    path.write_bytes(sealed(file.getvalue()))
+    torch.save({key: value for key, value in content.items() if key != "path"}, path)
     return path
 
 
@@ -120,7 +110,7 @@ def start(job):
         job(lambda epoch: os.write(writing, bytes([epoch])))
         status = 0
     except CheckpointError as error:
-        status = REFUSED if "is in use by process" in str(error) else 1
+        status = REFUSED if "is in use by another run" in str(error) else 1
         if status != REFUSED:
             traceback.print_exc()
     except BaseException:
@@ -244,8 +234,8 @@ def insert_or_append(content, rng):
 
 
 def garbage(content, rng):
-    # with or without its marks: the archive's start, its end, the digest
-    start, end = rng.choice(((0, 0), (4, 0), (30, 0), (0, 71), (4, 93)))
+    # with or without its marks: the archive's start, its end
+    start, end = rng.choice(((0, 0), (4, 0), (30, 0), (0, 22), (4, 22)))
     return (content[:start] + rng.randbytes(len(content) - start - end)
             + content[len(content) - end:])
 
@@ -266,23 +256,20 @@ def damage_often(damages, rng, scratch):
     folder = shutil.copytree(scratch / "reference", scratch / "damages")
     before, newest = sorted(folder.glob("epoch-*.pt"))
     content, expected = newest.read_bytes(), read_checkpoint(before)
-    counts = dict(damages=0, noticed=0, the_one_before_loaded=0) | {
+    intact = read_checkpoint(newest)
+    counts = dict(damages=0, noticed=0, without_effect=0) | {
         kind.__name__: 0 for kind in DAMAGES}
     for _ in range(damages):
         kind, spoilt = damage(content, rng)
         newest.write_bytes(spoilt)
         counts["damages"] += 1
         counts[kind] += 1
-        try:
-            read_checkpoint(newest)
-        except CheckpointError:
-            counts["noticed"] += 1
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             state = newest_checkpoint(folder)
-        counts["the_one_before_loaded"] += (not differences(expected, state, skip=("path",)) and
-                                            [newest.name in str(w.message) for w in told] == [True])
-        if not counts["damages"] == counts["noticed"] == counts["the_one_before_loaded"]:
+        noticed = [newest.name in str(w.message) for w in told] == [True]
+        counts["noticed" if noticed else "without_effect"] += 1  # as in the archive's padding
+        if differences(expected if noticed else intact, state, skip=("path",)):
             (Path(tempfile.gettempdir()) / "unnoticed.pt").write_bytes(spoilt)
             raise Failed(f"{kind} went unnoticed; the file is kept as unnoticed.pt")
     return counts
@@ -305,7 +292,6 @@ FORGERIES = dict(
     whole_numbers=lambda tensor: tensor.long() if tensor.is_floating_point() else tensor.bool(),
     one_number_posing_as_many=lambda tensor: torch.zeros((), dtype=tensor.dtype).expand(
         *tensor.shape[:-1], tensor.shape[-1] + (tensor.numel() == 1)),
-    part_of_a_larger=lambda tensor: torch.zeros(2, *tensor.shape, dtype=tensor.dtype)[0],
     not_finite=not_finite,
     huge=lambda tensor: torch.zeros((), dtype=tensor.dtype).expand(2**40),
     number=lambda tensor: 0.5, text=lambda tensor: "weights", nothing=lambda tensor: {})
@@ -348,10 +334,10 @@ def forbidden_folders(scratch, data):
     """Counts, after every use of a folder without some permission was refused."""
     counts = dict(modes=0, refused=0)
     os.chmod(scratch, 0o755)  # the process that tries may be another user, as root may do anything
-    read, write = (newest_checkpoint, load_model), (lambda folder: claim(folder).__enter__(),)
-    uses = (*read, *write, lambda folder: train(folder, data))
+    read = newest_checkpoint, load_model
+    uses = (*read, lambda folder: claim(folder).__enter__(), lambda folder: train(folder, data))
     # nothing allowed; no listing; no entering; no writing
-    for mode, allowed in ((0o000, ()), (0o300, write), (0o600, ()), (0o500, read)):
+    for mode, allowed in ((0o000, ()), (0o300, ()), (0o600, ()), (0o500, read)):
         folder = shutil.copytree(scratch / "reference", scratch / f"mode-{mode:o}")
         before = {path.name: path.read_bytes() for path in folder.iterdir()}
         if os.getuid() == 0:

