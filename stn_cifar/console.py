@@ -15,24 +15,12 @@ class _Output:
     encoding = "utf-8"  # tqdm asks
 
     def write(self, text):
-        for attempt in (text, text.encode("ascii", "backslashreplace").decode()):
-            try:
-                sys.stdout.write(attempt)
-            except UnicodeError:
-                continue
-            except Exception:  # there is none, it is closed, its disk is full, it is one's own
-                pass
-            return
+        with contextlib.suppress(Exception):  # there is none, it is closed, its disk is full
+            sys.stdout.write(text)
 
     def flush(self):
         with contextlib.suppress(Exception):
             sys.stdout.flush()
-
-    def isatty(self):
-        try:
-            return sys.stdout.isatty()
-        except Exception:
-            return False
 
 
 def say(text):
@@ -42,9 +30,8 @@ def say(text):
 
 def progress_bar(total, initial):
     """A tqdm bar of `total` training steps, `initial` of them done."""
-    output = _Output()
-    return tqdm(total=total, initial=initial, unit="step", file=output, bar_format=PROGRESS,
-                mininterval=0.5 if output.isatty() else 5)
+    return tqdm(total=total, initial=initial, unit="step", file=_Output(), bar_format=PROGRESS,
+                mininterval=1)
 
 
 def note(progress, text):

@@ -16,8 +16,6 @@ def typed_path(value: str | os.PathLike) -> Path:
         text = text[1:-1].strip()
     if not text or "\0" in text:
         raise ValueError(f"path: {value!r}; must name a file or a folder")
-    if text == os.fspath(value) and os.path.exists(text):  # a file may be called "$x" or "~"
-        return Path(text)
     path = os.path.expanduser(os.path.expandvars(text))
     if path.startswith("~") or ("$" in path and not os.path.exists(path)):
         raise ValueError(f"path: {value!r} names a user or a variable that is not known here")

@@ -81,9 +81,8 @@ def release(monkeypatch, tmp_path):
     monkeypatch.setattr(cifar10, "BATCHES", {n: sums(raw) for n, raw in release.files.items()})
     monkeypatch.setattr(cifar10, "SOURCES", ())
     monkeypatch.setattr(cifar10, "TIMEOUT", 30)
-    monkeypatch.setattr(cifar10, "SPEEDS", (0, 0))
+    monkeypatch.setattr(cifar10, "SPEED", 0)
     monkeypatch.setattr(cifar10, "SPEED_WINDOW", 0.15)
-    monkeypatch.setattr(cifar10, "OVERHEAD", 50_000)
     monkeypatch.delenv("STN_CIFAR_DATA", raising=False)
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy",
                  "ALL_PROXY"):
@@ -190,8 +189,7 @@ def nobody():
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has other rights")
-@pytest.mark.parametrize("locked", ["place", "place/cifar-10-batches-py", "place/cifar-10",
-                                    "place/cifar-10-batches-py/test_batch",
+@pytest.mark.parametrize("locked", ["place/cifar-10-batches-py/test_batch",
                                     "place/cifar-10-python.tar.gz"])
 @pytest.mark.parametrize("strict", [True, False])
 def test_permission_denied_is_not_absence(release, nobody, locked, strict):
@@ -200,8 +198,7 @@ def test_permission_denied_is_not_absence(release, nobody, locked, strict):
         (folder / "place").mkdir()
         (folder / locked).write_bytes(release.archive)
     else:
-        release.unpack(folder / ("place/cifar-10/cifar-10-batches-py" if locked[6:] == "cifar-10"
-                                 else "place/cifar-10-batches-py"))
+        release.unpack(folder / "place/cifar-10-batches-py")
     with without_rights():
         assert release.is_loaded(folder / "place")  # this is what the lock takes away
     (folder / locked).chmod(0)
@@ -395,7 +392,6 @@ def test_printing_never_ends_a_download(release, server, monkeypatch, stream):
 
 
 OK = b"HTTP/1.1 200 OK\r\n"
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 
 BAD_SOURCES = {  # how a source may fail, and what is said of it
@@ -409,23 +405,13 @@ BAD_SOURCES = {  # how a source may fail, and what is said of it
     "error_page": (lambda r, s: send(b"<html>come back later</html>"), r"sent 28 of \d+ bytes"),
     "slow": (lambda r, s: send(r.archive, piece=5, pause=0.05), r"slow, \d kB/s"),
     "drip": (lambda r, s: raw(s, OK + b"\r\n", b"x", 0.01), "slow, 0 kB/s"),
-    "dripping_status": (lambda r, s: raw(s, b"HTTP/1.1 200 O", b"K", 0.01), "slow, 0 kB/s"),
-    "dripping_header": (lambda r, s: raw(s, OK + b"X: ", b"x", 0.01), "slow, 0 kB/s"),
-    "dripping_trailer": (lambda r, s: raw(s, CHUNKED + b"1\r\nx\r\n0\r\nX: ", b"x", 0.01),
-                         "slow, 0 kB/s"),
     "endless_headers": (lambda r, s: raw(s, OK, b"X: y\r\n"), "more than 100 headers"),
-    "endless_100": (lambda r, s: raw(s, b"", 100 * CONTINUE), "sends more than"),
-    "endless_trailers": (lambda r, s: raw(s, CHUNKED + b"1\r\nx\r\n0\r\n", 100 * b"X: y\r\n"),
-                         "sends more than"),
-    "endless_chunk_header": (lambda r, s: raw(s, CHUNKED, 1000 * b"0"), "."),
     "bad_chunks": (lambda r, s: raw(s, CHUNKED + b"xyz\r\n"), "IncompleteRead|0 bytes read"),
     "redirect_loop": (lambda r, s: redirect(f"{s.url}/redirect_loop", s), "302"),
-    "redirect_body": (lambda r, s: redirect(f"{s.url}/good", s, bytes(10_000)), "sends more than"),
     "redirect_nowhere": (lambda r, s: redirect("http://[", s), "Invalid IPv6"),
     "redirect_port": (lambda r, s: redirect("http://127.0.0.1:port/", s), "nonnumeric port"),
     "redirect_idna": (lambda r, s: redirect("http://a" + "b" * 70 + "ü.invalid/", s), "."),
     "redirect_space": (lambda r, s: redirect("http://a b/", s), "."),
-    "redirect_ftp": (lambda r, s: redirect("ftp://127.0.0.1/x", s), "redirects to ftp"),
     "redirect_file": (lambda r, s: redirect("file:///etc/passwd", s), "302"),
     "redirect_https": (lambda r, s: redirect(s.url.replace("http", "https"), s), "SSL"),
 }
@@ -443,7 +429,7 @@ def test_a_bad_source_is_given_up_for_the_next(release, server, monkeypatch, cap
     if "timed out" in symptom:
         monkeypatch.setattr(cifar10, "TIMEOUT", 0.4)
     if "slow" in symptom:
-        monkeypatch.setattr(cifar10, "SPEEDS", (2000, 0))
+        monkeypatch.setattr(cifar10, "SPEED", 2000)
     sources(monkeypatch, server.add(kind, bad), server.add("good", send(release.archive)))
     started = time.monotonic()
     assert release.is_loaded()
@@ -472,15 +458,11 @@ def test_a_source_may_send_in_chunks_of_no_declared_length(release, server, monk
 
 
 def test_what_a_source_sends_is_bounded(release, server, monkeypatch):
-    """No more than the file and OVERHEAD is taken from a redirect that pours, nor from the file."""
     buffers = 20_000_000  # what the kernels on both sides may have taken over
-    for behaviour in (redirect(f"{server.url}/x", server, bytes(100_000)),
-                      raw(server, OK + b"\r\n", bytes(100_000))):
-        raw.sent = 0
-        sources(monkeypatch, server.add("pours", behaviour))
-        with pytest.raises(NoDataError, match=r"sends more than|of MD5"):
-            cifar10.load()
-        assert raw.sent < len(release.archive) + cifar10.OVERHEAD + buffers
+    sources(monkeypatch, server.add("pours", raw(server, OK + b"\r\n", bytes(100_000))))
+    with pytest.raises(NoDataError, match="sends more than"):
+        cifar10.load()
+    assert raw.sent < len(release.archive) + buffers
 
 
 def test_one_deadline_for_all_sources(release, server, monkeypatch):
@@ -494,13 +476,13 @@ def test_one_deadline_for_all_sources(release, server, monkeypatch):
 
 
 def test_slow_is_better_than_none(release, server, monkeypatch):
-    """Where all that answers is slow, the first of the slow ones gets a second chance."""
-    monkeypatch.setattr(cifar10, "SPEEDS", (1e9, 10))
+    """The last source may take its time."""
+    monkeypatch.setattr(cifar10, "SPEED", 1e9)
     slow = send(release.archive, piece=20_000, pause=0.1)
     sources(monkeypatch, server.add("bad", send(b"?")), server.add("slow1", slow),
             server.add("slow2", slow))
     assert release.is_loaded()
-    assert server.requests == ["bad", "slow1", "slow2", "slow1"]
+    assert server.requests == ["bad", "slow1", "slow2"]
 
 
 @pytest.mark.parametrize("hostile", [
@@ -535,7 +517,7 @@ def test_through_a_proxy(release, server, monkeypatch):
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="there is no openssl to make a certificate")
-def test_https_is_verified_and_bounded_like_http(release, server, monkeypatch, tmp_path):
+def test_https_is_verified(release, server, monkeypatch, tmp_path):
     subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
                     "-keyout", "key.pem", "-out", "cert.pem", "-subj", "/CN=127.0.0.1",
                     "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)
@@ -548,11 +530,7 @@ def test_https_is_verified_and_bounded_like_http(release, server, monkeypatch, t
     with pytest.raises(NoDataError, match="CERTIFICATE_VERIFY_FAILED"):
         cifar10.load()
     monkeypatch.setenv("SSL_CERT_FILE", "cert.pem")
-    sources(monkeypatch, server.add("pours", raw(server, b"", 100 * CONTINUE)),
-            server.add("drips", raw(server, OK + b"X: ", b"x", 0.01)), good)
-    monkeypatch.setattr(cifar10, "SPEEDS", (2000, 0))
     assert release.is_loaded()
-    assert server.requests == ["pours", "drips", "good"]
 
 
 # --- keeping it
@@ -576,20 +554,6 @@ def test_a_file_where_the_folder_should_be_is_told(release, server, monkeypatch,
     Path("data").write_text("a file")
     assert release.is_loaded()
     assert re.search("not kept for the next time: .*data", capsys.readouterr().out)
-
-
-def test_what_a_killed_process_left_is_taken_away(release, server, monkeypatch):
-    sources(monkeypatch, server.add("good", send(release.archive)))
-    Path("data").mkdir()
-    old, fresh = (Path(f"data/.cifar-10-python.tar.gz.{name}.tmp") for name in ("0a", "0b"))
-    others = Path("data/.mine.0a.tmp"), Path("data/cifar-10-python.tar.gz.md5")
-    for path in (old, fresh, *others):
-        path.write_bytes(b"half")
-    for path in (old, *others):
-        os.utime(path, (time.time() - 7200,) * 2)
-    assert release.is_loaded()
-    assert left_behind() == sorted([fresh.name, "cifar-10-python.tar.gz",
-                                    *(path.name for path in others)])
 
 
 def test_two_at_once(release, server, monkeypatch):

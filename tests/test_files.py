@@ -43,12 +43,6 @@ def test_what_is_not_known_is_said(home, typed):
         typed_path(typed)
 
 
-@pytest.mark.parametrize("name", ["$NOWHERE", "~", "$PLACE"])
-def test_a_file_may_be_called_so(home, name):
-    (home / name).write_text("mine")
-    assert typed_path(name).read_text() == "mine"
-
-
 @given(st.text("ab .-_=%&é漢", min_size=1))
 def test_a_plain_name_means_itself(name):
     if name.strip():

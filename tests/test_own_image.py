@@ -65,8 +65,6 @@ def png(side, bits, colour_type):
     ("LA", (200, 0), GROUND),
     ("LA", (200, 255), (200, 200, 200)),
     ("1", 1, (255, 255, 255)),
-    ("I;16", 257 * 77, (77, 77, 77)),
-    ("I;16", 70, (0, 0, 0)),  # nearly black of 65,535 levels
 ])
 @pytest.mark.parametrize("size", [(50, 40), (400, 300)])  # as it is, and reduced first
 def test_a_plain_picture_keeps_its_colour(mode, value, expected, size):
@@ -95,24 +93,6 @@ def test_palette_with_a_transparent_colour(side):
     assert colour(load(saved(picture))) == ORANGE
     assert colour(load(saved(picture, transparency=1))) == GROUND
     assert colour(load(saved(orange((side, side)), transparency=ORANGE))) == GROUND
-
-
-@pytest.mark.parametrize("values, expected", [
-    (np.float32(0.5), 128), (np.float32(200.0), 200), (np.float32(np.nan), 0),
-    (np.int32(65535 // 2), 127), (np.int32(200), 200)])
-def test_grey_of_32_bits(values, expected):
-    # a bright dot tells what white is
-    pixels = np.full((40, 40), values)
-    pixels[0, 0] = 1 if expected == 128 else 65535 if expected == 127 else pixels[0, 0]
-    middle = load(saved(Image.fromarray(pixels), "TIFF"))[:, 16, 16]
-    assert (middle.int() - expected).abs().max() <= 1
-
-
-def test_16_bits_keep_their_shades():
-    ramp = np.linspace(0, 65535, 64).astype(np.uint16)
-    picture = load(saved(Image.fromarray(np.tile(ramp, (64, 1)))))
-    # Pillow alone: nearly all white
-    assert (picture[0, 16].int() - torch.linspace(2, 253, 32)).abs().max() < 4
 
 
 @pytest.mark.parametrize("orientation, corner", [(1, (0, 0)), (3, (1, 1)), (6, (0, 1)),
@@ -189,53 +169,8 @@ def test_a_path_as_people_give_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "my picture ü.png"
     path.write_bytes(saved(orange()))
-    for name in (path, str(path), path.name, "~/my picture ü.png", f" '{path}' ", f'"{path}"',
-                 path.as_uri(), f"file://localhost{path.as_uri()[7:]}"):
+    for name in (path, str(path), path.name, "~/my picture ü.png", f" '{path}' ", f'"{path}"'):
         assert colour(load(name)) == ORANGE
-
-
-def test_contents_files_and_pictures(tmp_path):
-    content = saved(orange())
-    for source in (content, bytearray(content), memoryview(content), io.BytesIO(content), orange(),
-                   Image.open(io.BytesIO(content))):
-        assert colour(load(source)) == ORANGE
-    written = io.BytesIO()
-    orange().save(written, "PNG")  # a buffer at its end, as one that was just filled is
-    assert colour(load(written)) == ORANGE
-
-
-def test_a_picture_of_pillow_is_left_as_it_is():
-    picture = Image.open(io.BytesIO(saved(noise(300), "JPEG")))
-    load(picture)
-    assert picture.size == (300, 300)
-
-
-@pytest.mark.parametrize("change", [
-    lambda a: a, lambda a: np.moveaxis(a, 2, 0), lambda a: (a / 255).astype(np.float32),
-    lambda a: np.moveaxis(a, 2, 0) / 255, lambda a: torch.from_numpy(a).permute(2, 0, 1),
-    lambda a: torch.from_numpy(a / 255).requires_grad_(), lambda a: a[..., ::-1][..., ::-1],
-    lambda a: (torch.from_numpy(a) / 255).half()])
-def test_arrays_and_tensors_are_what_they_show(change):
-    picture = noise()
-    expected = load(picture)
-    found = load(change(np.array(picture)))
-    assert (found.int() - expected.int()).abs().max() <= 1
-
-
-@pytest.mark.parametrize("shape", [(40, 40), (40, 40, 1), (1, 40, 40)])
-def test_grey_arrays(shape):
-    assert colour(load(np.full(shape, 77, np.uint8))) == (77, 77, 77)
-    assert colour(load(torch.full(shape, 0.2))) == (51, 51, 51)
-
-
-@pytest.mark.parametrize("array", [
-    np.full((40, 40, 3), 2.0), np.full((40, 40), -0.1), np.full((40, 40), np.nan),
-    np.zeros((40, 40), np.int64), np.zeros((2, 40, 40, 3), np.uint8), np.zeros((0, 40), np.uint8),
-    np.zeros(40, np.uint8), np.zeros((40, 40, 5), np.uint8), torch.randn(3, 40, 40),
-    torch.zeros(3, 40, 40, dtype=torch.int32)])
-def test_other_arrays_are_refused_in_words(array):
-    with pytest.raises(ValueError, match=r"the picture: \w+, shape \(.*\); must be uint8, or"):
-        load(array)
 
 
 # ---- what is no picture
@@ -250,10 +185,6 @@ def test_what_is_not_there_or_elsewhere(tmp_path):
             load(address)
     with pytest.raises(ValueError, match="must name a file"):
         load("  ")
-    with pytest.raises(ValueError, match="a int; must be a path, a file's content, an open file"):
-        load(3)
-    with open(__file__) as text, pytest.raises(ValueError, match=r"is open as text; .* mode 'rb'"):
-        load(text)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such files")
@@ -269,9 +200,6 @@ def test_only_files_are_opened(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="is a folder, a pipe or a device; must be a picture"):
             load(path)
     listener.close()
-    if os.path.exists("/proc/self/cmdline"):  # a file to Linux, of no size; some have no end
-        with pytest.raises(ValueError, match="an empty file"):
-            load("/proc/self/cmdline")
 
 
 def test_a_huge_file_is_refused_before_it_is_read(tmp_path):
@@ -283,10 +211,10 @@ def test_a_huge_file_is_refused_before_it_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("content, words", [
-    (b"", "an empty file"),
+    (b"", "no picture, or of a kind"),
     (b"just some text", "no picture, or of a kind that cannot be read here"),
     (b'<?xml version="1.0"?><svg width="1">', "no picture, or of a kind"),
-    (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC that cannot be read here"),
+    (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "no picture, or of a kind that .*such as HEIC"),
 ])
 def test_other_files_are_named_with_the_remedy(tmp_path, content, words):
     path = tmp_path / "thing"
@@ -361,9 +289,10 @@ def test_a_photograph_of_108_megapixels(monkeypatch):
     assert made == [(1500, 1125)]
 
 
-def test_lab_colours_are_refused_rather_than_shown_wrongly():
-    with pytest.raises(ValueError, match=r"its colours are LAB.*save it as PNG or JPEG"):
-        load(saved(Image.new("LAB", (40, 40), (128, 0, 0)), "TIFF"))
+@pytest.mark.parametrize("mode, value, kind", [("LAB", (128, 0, 0), "TIFF"), ("I;16", 70, "PNG")])
+def test_colours_that_would_be_shown_wrongly_are_refused(mode, value, kind):
+    with pytest.raises(ValueError, match=rf"its colours are {mode[0]}.*save it as PNG or JPEG"):
+        load(saved(Image.new(mode, (40, 40), value), kind))
 
 
 # ---- choosing

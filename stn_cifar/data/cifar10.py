@@ -4,18 +4,15 @@ No file is read before its size and MD5 are those of the official release; then 
 which is what torchvision does, whose import takes seconds, and which unpacks archives to disk.
 """
 
-import contextlib
 import functools
 import hashlib
 import io
 import os
 import pickle
-import stat
 import sys
 import tarfile
 import time
 import urllib.request
-from http.client import HTTPResponse
 from pathlib import Path
 
 import numpy as np
@@ -55,11 +52,8 @@ SOURCES = (
 )
 DEADLINE = 7200.0  # seconds for all sources together
 TIMEOUT = 10.0  # seconds without a byte: the source is silent
-# bytes a second that a source must give, in the first and in the second round of sources; a mean
-# over SPEED_WINDOW seconds
-SPEEDS, SPEED_WINDOW = (200_000, 25_000), 15.0
-OVERHEAD = 1 << 20  # bytes, beside the file, for headers and redirects
-LEFTOVER_AGE = 3600.0  # seconds: no process writes that long
+# bytes a second, after SPEED_WINDOW seconds, that every source but the last one must give
+SPEED, SPEED_WINDOW = 200_000, 15.0
 
 
 class DataError(RuntimeError):
@@ -96,8 +90,8 @@ def load(data_root: str | os.PathLike | None = None, strict: bool = True) -> tup
 def find(data_root: str | os.PathLike | None = None, strict: bool = True) -> Path | None:
     """The folder of batches or archive in `data_root`, else $STN_CIFAR_DATA, else ./data.
 
-    None if there is none. DataError where a place may not be looked into, as nobody knows then; and
-    where one was named that holds none: but if not `strict`, that is said and the next one tried.
+    None if there is none. DataError where a place was named that holds none: but if not `strict`,
+    that is said and the next one tried.
     """
     for name, value in {"data_root": data_root, VARIABLE: os.environ.get(VARIABLE)}.items():
         if not value:
@@ -119,39 +113,14 @@ def find(data_root: str | os.PathLike | None = None, strict: bool = True) -> Pat
 
 def _look_in(place: Path) -> Path | None:
     """The folder of batches or archive that `place` is or holds, also one folder further down."""
-    try:
-        if found := _look_at(place):
-            return found
-        for folder in sorted(place.iterdir()) if place.is_dir() else ():
-            try:
-                if found := _look_at(folder):
-                    return found
-            except PermissionError:
-                if "cifar" in folder.name.lower():  # of any other, nobody said that it holds it
-                    raise
-    except OSError as error:
-        raise _unreadable(error.filename, error) from error
+    for folder in (place, *sorted(place.glob("*/"))):
+        for batches in (folder / FOLDER_NAME, folder):
+            if any(os.path.isfile(batches / name) for name in BATCHES):
+                return batches
+        archive = folder if folder.name == ARCHIVE_NAME else folder / ARCHIVE_NAME
+        if os.path.isfile(archive):
+            return archive
     return None
-
-
-def _look_at(place: Path) -> Path | None:
-    for folder in (place / FOLDER_NAME, place):
-        if any(_is_file(folder / name) for name in BATCHES):
-            return folder
-    archive = place if place.name == ARCHIVE_NAME else place / ARCHIVE_NAME
-    return archive if _is_file(archive) else None
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return stat.S_ISREG(os.stat(path).st_mode)
-    except (FileNotFoundError, NotADirectoryError):  # no other error means that it is not there
-        return False
-
-
-def _unreadable(path: str | Path, error: OSError) -> DataError:
-    return DataError(f"{path} cannot be read ({error.strerror}); make it readable, or name another "
-                     f"place by data_root or ${VARIABLE}")
 
 
 def verify(path: Path, size: int, md5: str) -> bytes:
@@ -161,7 +130,8 @@ def verify(path: Path, size: int, md5: str) -> bytes:
     except FileNotFoundError:
         content = b""
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise DataError(f"{path} cannot be read ({error.strerror}); make it readable, or name "
+                        f"another place by data_root or ${VARIABLE}") from error
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
         raise DataError(f"{path} is missing, damaged, or not the official CIFAR-10's, of {size:,} "
                         f"bytes and MD5 {md5}. It is not used. Put the official file there, or "
@@ -176,10 +146,6 @@ def fetch(folder: Path = DEFAULT_PLACE) -> bytes:
     kept, as on a full disk, that is said, and this run uses it all the same.
     """
     archive = _download(folder)
-    with contextlib.suppress(OSError):
-        for leftover in folder.glob(f".{ARCHIVE_NAME}.*.tmp"):  # of one killed while it wrote
-            if time.time() - leftover.stat().st_mtime > LEFTOVER_AGE:
-                leftover.unlink()
     try:
         write_whole(folder / ARCHIVE_NAME, archive)
     except OSError as error:
@@ -188,22 +154,16 @@ def fetch(folder: Path = DEFAULT_PLACE) -> bytes:
 
 
 def _download(folder: Path) -> bytes:
-    """The archive from the first source that gives it; a slow one is better than none."""
-    deadline = time.monotonic() + DEADLINE
-    sources, answers = list(SOURCES), []
-    for speed in SPEEDS:
-        slow = []
-        for name, url in sources:
-            try:
-                return _get(name, url, speed, deadline)
-            except Exception as error:  # a hostile server can make urllib raise anything
-                if isinstance(error, _TooSlow):
-                    slow.append((name, url))
-                # ascii: what a server says must not reach the terminal as it is
-                said = ascii(str(error) or type(error).__name__)[1:-1][:300]
-                answers.append(f"{name} ({url}): {said}")
-                say(f"CIFAR-10: given up {answers[-1]}")
-        sources = slow
+    """The archive from the first source that gives it; the last may be slow: better than none."""
+    deadline, answers = time.monotonic() + DEADLINE, []
+    for number, (name, url) in enumerate(SOURCES, 1):
+        try:
+            return _get(name, url, SPEED if number < len(SOURCES) else 0, deadline)
+        except Exception as error:  # a hostile server can make urllib raise anything
+            # ascii: what a server says must not reach the terminal as it is
+            said = ascii(str(error) or type(error).__name__)[1:-1][:300]
+            answers.append(f"{name} ({url}): {said}")
+            say(f"CIFAR-10: given up {answers[-1]}")
     raise NoDataError("\n  ".join(("CIFAR-10 was not found and could not be downloaded:", *answers))
                       + f"""
 Any one of these helps:
@@ -215,64 +175,21 @@ Any one of these helps:
 def _get(name: str, url: str, speed: float, deadline: float) -> bytes:
     """The archive from `url`; an exception if it is silent, slow, too late, or another file."""
     size, md5 = ARCHIVE
-    with tqdm(total=size, unit="B", unit_scale=True, desc=f"CIFAR-10 from {name}",
-              disable=sys.stderr is None) as bar:
-        bounds = _Bounds(bar, speed, deadline)
-        request = urllib.request.Request(url, headers={"User-Agent": "stn_cifar"})
-        with urllib.request.build_opener(bounds).open(request, timeout=TIMEOUT) as response:
-            bounds.bytes += size
-            content = response.read(size)
+    request = urllib.request.Request(url, headers={"User-Agent": "stn_cifar"})
+    content, started = bytearray(), time.monotonic()
+    with (tqdm(total=size, unit="B", unit_scale=True, desc=f"CIFAR-10 from {name}",
+               disable=sys.stderr is None) as bar,
+          urllib.request.build_opener().open(request, timeout=TIMEOUT) as response):
+        while piece := response.read1(1 << 16):  # what there is, not waiting for all of it
+            content += piece
+            bar.update(len(piece))
+            seconds = time.monotonic() - started
+            if len(content) > size:
+                raise OSError("sends more than the file")
+            if started + seconds > deadline:
+                raise OSError("the time for downloading is over")
+            if seconds > SPEED_WINDOW and len(content) < speed * seconds:
+                raise OSError(f"slow, {len(content) / seconds / 1000:.0f} kB/s")
     if (actual := hashlib.md5(content, usedforsecurity=False).hexdigest()) != md5:
         raise OSError(f"sent {len(content)} of {size} bytes, of MD5 {actual}, not {md5}")
-    return content
-
-
-class _TooSlow(OSError):
-    """A source gives less than it must, and may be asked again."""
-
-
-class _Bounds(urllib.request.HTTPHandler, urllib.request.HTTPSHandler, urllib.request.FTPHandler):
-    """Opens http and https, and bounds all that comes over their sockets in bytes, speed and time.
-
-    So a dripping header, endless "100 Continue", a redirect's body, trailers are bounded too.
-    """
-
-    def __init__(self, bar: tqdm, speed: float, deadline: float):
-        super().__init__()
-        self.bar, self.speed, self.deadline = bar, speed, deadline
-        self.bytes = OVERHEAD  # that may still come
-
-    def do_open(self, connection_class, request, **options):
-        def connect(*args, **kwargs):
-            connection = connection_class(*args, **kwargs)
-            connection.response_class = self.respond
-            return connection
-        return super().do_open(connect, request, **options)
-
-    def ftp_open(self, request):
-        raise OSError("redirects to ftp")
-
-    def respond(self, *args, **kwargs) -> HTTPResponse:
-        response = HTTPResponse(*args, **kwargs)
-        socket = response.fp.raw
-        receive = functools.partial(self.receive, socket.readinto)
-        socket.readinto = receive  # type: ignore[method-assign]
-        self.window_start, self.window_bytes = time.monotonic(), 0
-        return response
-
-    def receive(self, readinto, buffer) -> int:
-        count = readinto(buffer)
-        now = time.monotonic()
-        self.bytes -= count
-        self.window_bytes += count
-        self.bar.update(min(count, self.bar.total - self.bar.n))
-        if self.bytes < 0:
-            raise OSError("sends more than the file and its headers")
-        if now > self.deadline:
-            raise OSError("the time for downloading is over")
-        seconds = now - self.window_start
-        if seconds >= SPEED_WINDOW:
-            if self.window_bytes < self.speed * seconds:
-                raise _TooSlow(f"slow, {self.window_bytes / seconds / 1000:.0f} kB/s")
-            self.window_start, self.window_bytes = now, 0
-        return count
+    return bytes(content)
