@@ -132,7 +132,7 @@ class Twice(nn.Module):
 
 
 class SeparableClassifier(nn.Module):
-    """A small network of depthwise-separable blocks, at the picture's size, a half and a quarter."""
+    """Depthwise-separable blocks on the picture, at a half and at a quarter of its size."""
 
     def __init__(self, channels, size, num_classes, width):
         super().__init__()

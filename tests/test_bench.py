@@ -131,7 +131,8 @@ def test_the_kind_of_machine_is_a_short_part_of_a_file_name(machine, kind):
 def test_captured_and_eager_steps_are_told_side_by_side(tmp_path, monkeypatch):
     kinds = dict(eager=[4.0, 5.0, 6.0], captured=[0.4, 0.5, 0.6])
     result = dict(raw={"tutorial": kinds}, precision="bf16", peak_mb=347.0, date="2026-11-28T00")
-    assert "| tutorial | 5.00 (4.00 to 6.00) | 0.50 (0.40 to 0.60) | 10.0 |" in speed.captured(result)
+    table = speed.captured(result)
+    assert "| tutorial | 5.00 (4.00 to 6.00) | 0.50 (0.40 to 0.60) | 10.0 |" in table
     monkeypatch.setattr(run, "BENCHMARKS", dict(captured=captured.run, families=families.run))
     path = run.run([], tmp_path, quick=True, device="cpu")
     assert list(speed.read(path)["benchmarks"]) == ["families"]  # without CUDA it is left out
