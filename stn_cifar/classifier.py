@@ -6,9 +6,9 @@ Each is built by a row of CLASSIFIERS, for pictures of `size` pixels a side, and
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from .p4 import P4BatchNorm2d, P4Conv2d, split_turns
@@ -102,46 +102,33 @@ class CompactClassifier(nn.Module):
         return self.head(torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1))
 
 
-def separable(inputs, outputs, halve=False):
-    """A convolution in two: 3x3 of each channel by itself, 1x1 across channels; each normalized.
+def separable(inputs, outputs, kernel=3, halve=False):
+    """A convolution in two: of each channel by itself, then 1x1 across channels; each normalized.
 
-    (Chollet 2016, arXiv 1610.02357.) An eighth of a full one's parameters. halve: by max pooling.
+    With a fraction of a full one's parameters (Chollet 2016, arXiv 1610.02357). halve: by max
+    pooling.
     """
     pool = [nn.MaxPool2d(2)] if halve else []
     return nn.Sequential(
-        nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs, bias=False),
+        nn.Conv2d(inputs, inputs, kernel, padding=kernel // 2, groups=inputs, bias=False),
         nn.BatchNorm2d(inputs), nn.SiLU(),
         nn.Conv2d(inputs, outputs, 1, bias=False), *pool, nn.BatchNorm2d(outputs))
 
 
-class Twice(nn.Module):
-    """A block of `separable`, gone through twice as a residual one: with the same weights.
-
-    Depth without parameters; each time has a normalization of its own, as statistics differ.
-    """
-
-    def __init__(self, channels):
-        super().__init__()
-        first, again = separable(channels, channels), separable(channels, channels)
-        again[0], again[3] = first[0], first[3]
-        self.first, self.again = first, again
-
-    def forward(self, x):
-        x = F.silu(x + self.first(x))
-        return F.silu(x + self.again(x))
-
-
 class SeparableClassifier(nn.Module):
-    """Depthwise-separable blocks on the picture, at a half and at a quarter of its size."""
+    """Residual depthwise-separable blocks: `blocks` of them at each resolution, halved between."""
 
-    def __init__(self, channels, size, num_classes, width):
+    def __init__(self, channels, size, num_classes, width, widths, blocks, kernels):
         super().__init__()
-        a, b, c = (max(1, round(width * n)) for n in (24, 52, 81))
-        self.features = nn.Sequential(
-            convolution(channels, a), nn.SiLU(), Residual(separable(a, a)), nn.SiLU(),
-            separable(a, b, halve=True), nn.SiLU(), Twice(b), Twice(b), Twice(b),
-            separable(b, c, halve=True), nn.SiLU(), Twice(c), Twice(c),
-            nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        widths = [max(1, round(width * n)) for n in widths]
+        layers = [convolution(channels, widths[0]), nn.SiLU()]
+        for before, now, count, kernel in zip([None, *widths], widths, blocks, kernels,
+                                              strict=False):
+            if before:
+                layers += [separable(before, now, halve=True), nn.SiLU()]
+            for _ in range(count):
+                layers += [Residual(separable(now, now, kernel)), nn.SiLU()]
+        self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.head = nn.Linear(feature_size(self.features, channels, size), num_classes)
 
     def forward(self, images):
@@ -251,7 +238,10 @@ CLASSIFIERS = {
     "tutorial": Classifier(lambda c, size, n, width: TutorialClassifier(c, size, n), "tutorial",
                            scalable=False),
     "compact": Classifier(CompactClassifier, "compact"),
-    "separable": Classifier(SeparableClassifier, "compact"),
+    "separable": Classifier(partial(SeparableClassifier, widths=(24, 48, 77), blocks=(1, 3, 2),
+                                    kernels=(3, 5, 5)), "compact"),
+    "separable16": Classifier(partial(SeparableClassifier, widths=(24, 67), blocks=(0, 5),
+                                      kernels=(3, 5)), "compact"),
     "strong": Classifier(StrongClassifier, "compact"),
     "strong_p4": Classifier(lambda *args: StrongClassifier(*args, p4=True), "light",
                             p4_invariant=True),
