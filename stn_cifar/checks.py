@@ -24,15 +24,11 @@ def check_device(device):
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
         raise ValueError(f"device: {device!r} is unknown; must be 'auto', 'cpu', 'cuda', 'cuda:1' "
                          "and so on, or 'mps'")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device: {device!r} asked for, but torch sees no CUDA device; use 'cpu' "
-                         "or 'auto'")
-    if device.startswith("cuda:") and int(device[5:]) >= torch.cuda.device_count():
-        raise ValueError(f"device: {device!r}, but there are {torch.cuda.device_count()} CUDA "
-                         "devices, counted from 0")
-    if device == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device: 'mps' asked for, but torch sees no Apple GPU; use 'cpu' or "
-                         "'auto'")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if ((device.startswith("cuda") and int(device[5:] or 0) >= count)
+            or (device == "mps" and not torch.backends.mps.is_available())):
+        raise ValueError(f"device: {device!r} asked for, but torch sees {count} CUDA devices and "
+                         "no such other; use 'cpu' or 'auto'")
 
 
 def checked(name, value, hint, *, low, high, above, choices):

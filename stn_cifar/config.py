@@ -1,7 +1,6 @@
 """Every hyperparameter of an experiment in one frozen dataclass, checked when it is made."""
 
 import dataclasses
-import functools
 import math
 import re
 import typing
@@ -45,8 +44,8 @@ _training, _losses, _run = _group("training"), _group("losses"), _group("run")
 class Config:
     """One experiment. Make it with ``Config.preset("tutorial", epochs=50, seed=0)``.
 
-    Unknown names and bad values raise ValueError naming the field, the value and what would be
-    right. ``Config()`` is the preset "tutorial".
+    Bad values raise ValueError naming the field, the value and what would be right. ``Config()`` is
+    the preset "tutorial".
     """
 
     name: str = _run("tutorial", "the experiment's name in titles: the preset it started from")
@@ -218,18 +217,6 @@ class Config:
         """The torch.device that `device` stands for on this machine."""
         auto = "cuda" if torch.cuda.is_available() else "cpu"
         return torch.device(auto if self.device == "auto" else self.device)
-
-
-def _only_known(init):
-    """`init`, which takes an unknown field for the ValueError that it is to a person."""
-    @functools.wraps(init)
-    def __init__(self, **fields):
-        _check_known(fields)
-        init(self, **fields)
-    return __init__
-
-
-Config.__init__ = _only_known(Config.__init__)  # type: ignore[method-assign]
 
 
 def _default(name):

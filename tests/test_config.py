@@ -117,7 +117,7 @@ def test_unknown_presets_and_fields_get_a_suggestion():
     with pytest.raises(ValueError, match=r"^preset: 'xyz' is unknown\. Known: ") as error:
         Config.preset("xyz")  # nothing is close: the whole list
     assert all(name in str(error.value) for name in PRESETS)
-    for make in (Config, Config().replace, lambda **bad: Config.preset("tutorial", **bad)):
+    for make in (Config().replace, lambda **bad: Config.preset("tutorial", **bad)):
         with pytest.raises(ValueError, match=r"^learningrate: no such .*mean 'learning_rate'\?"):
             make(learningrate=1)
         with pytest.raises(ValueError, match=r"^qqq: no such field .*learning_rate"):

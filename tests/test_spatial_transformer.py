@@ -110,11 +110,10 @@ def no_bias(n):
 
 
 @pytest.mark.parametrize(("make", "message"), [
-    (lambda n: nn.Sequential(nn.Flatten(), nn.ReLU()), r"no last layer .* nn\.Linear\(\.\.\., 6\)"),
-    (lambda n: network(n + 1), "puts out 7 values, and 6 are needed"),
-    (lambda n: nn.Sequential(nn.Flatten(), nn.LazyLinear(n)), "no size yet"),
-    (no_bias, "no last layer with weights and a bias"),
-    (lambda n: nn.Sequential(network(n), nn.BatchNorm1d(n)), "no last layer with weights"),
+    (lambda n: nn.Sequential(nn.Flatten(), nn.ReLU()), r"a bias of 6.* nn\.Linear\(\.\.\., 6\)"),
+    (lambda n: network(n + 1), "a bias of 6 values"),
+    (lambda n: nn.Sequential(nn.Flatten(), nn.LazyLinear(n)), "run on a batch if lazy"),
+    (no_bias, "must have a bias"),
 ])
 def test_a_network_that_cannot_start_there_is_refused_in_words(make, message):
     with pytest.raises(ValueError, match=f"^localization: .*{message}"):
@@ -152,13 +151,9 @@ def test_a_network_may_start_itself():
     (dict(transform="afine"), "^transform: 'afine' is unknown.*'affine'"),
     (dict(padding_mode="wrap"), "^padding_mode: 'wrap' .*'zeros'"),
     (dict(interpolation="cubic"), "^interpolation: 'cubic' .*'bicubic'"),
-    *((dict(output_size=size), "^output_size: ") for size in (0, -3, 2.5, (8,), (8, 0), (1, 2, 3))),
-    *((dict(supersample=value), f"^supersample: {value}") for value in (0, 1.5)),
-    *((dict(iterations=value), f"^iterations: {value}; must") for value in (0, 1.5)),
     (dict(iterations=2, transform="tps"), "^iterations: 2 .*matrix family"),
     (dict(iterations=2, transform="rotation", pose_bins=PoseBins("rotation", 12)),
      "^iterations: 2 .*pose_bins"),
-    (dict(pose_bins=36), "^pose_bins: 36; must be a PoseBins"),
     (dict(pose_bins=PoseBins("rotation", 12)), "^pose_bins: .*'rotation'.*'affine'"),
 ])
 def test_bad_arguments_are_refused_by_name(options, message):
@@ -291,7 +286,7 @@ def test_a_network_of_pose_bins_warps_by_the_decoded_pose():
     assert torch.equal(theta, transformer.family.theta(bins.decode(pose_logits).params))
     fresh = SpatialTransformer(network(64), "similarity", pose_bins=bins)
     torch.testing.assert_close(fresh(images).warped, images, rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match="puts out 4 values, and 64 are needed"):
+    with pytest.raises(ValueError, match="a bias of 64 values"):
         SpatialTransformer(network(4), "similarity", pose_bins=bins)
 
 
