@@ -3,10 +3,7 @@
 import itertools
 import json
 import math
-import re
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -32,7 +29,6 @@ from stn_cifar import (
 from stn_cifar.data import augment
 from stn_cifar.seeding import epoch_seed
 from stn_cifar.spatial_transformer import IdentityTransformer
-from stn_cifar.training import loop
 from stn_cifar.training.loop import NonFiniteLoss
 from stn_cifar.training.losses import LOSSES
 from stn_cifar.training.optim import SCHEDULES, make_optimizer, set_learning_rate
@@ -482,16 +478,8 @@ def test_vanishing_activations_are_flushed_while_training(glyph_data):
     assert flushed == [True] and not denormals_are_flushed()
 
 
-class Float64Default:
-    def __enter__(self):
-        torch.set_default_dtype(torch.float64)
-
-    def __exit__(self, *_):
-        torch.set_default_dtype(torch.float32)
-
-
 AROUND = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode,
-          "float64": Float64Default, "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+          "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
           "autocast off": lambda: torch.autocast("cpu", enabled=False)}
 
 
@@ -701,46 +689,21 @@ def heard():
 
 
 @pytest.mark.parametrize(("number", "complete"), [(1, 0), (6, 1)])
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_amid_a_step_returns_the_complete_epochs(glyph_data, number, complete, stop,
-                                                          heard):
-    before, handler = torch.random.get_rng_state(), signal.getsignal(stop)
+def test_a_signal_amid_a_step_returns_the_complete_epochs(glyph_data, number, complete, heard):
+    before = torch.random.get_rng_state()
     model, calls = build_model(config(epochs=3, batch_size=10)), itertools.count(1)
     normalize = model.normalize
 
     def interrupted(images):  # 4 steps an epoch
         if model.training and next(calls) == number:
-            signal.raise_signal(stop)
+            signal.raise_signal(signal.SIGINT)
         return normalize(images)
 
     model.normalize = interrupted
     history = fit(model, training_part(glyph_data, 40), model.config)
     assert len(history) == complete and next(calls) == number + 1
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert signal.getsignal(stop) is handler
     assert evaluate(model, glyph_data.test).loss > 0  # the model can be used
-
-
-def test_a_real_signal_ends_a_process_cleanly():
-    program = """
-import torch
-from stn_cifar import Config, Data, Split, build_model, fit
-split = Split(torch.zeros(64, 3, 32, 32, dtype=torch.uint8), torch.arange(64) % 10)
-config = Config(device="cpu", precision="fp32", epochs=1_000_000)
-ready = lambda model, history: len(history) == 2 and print("READY", flush=True)
-history = fit(build_model(config), Data(split), config, on_epoch_end=ready)
-print("RETURNED", len(history), flush=True)
-"""
-    child = subprocess.Popen([sys.executable, "-c", program], cwd=REPOSITORY, text=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    try:
-        assert any("READY" in line for line in child.stdout)
-        child.send_signal(signal.SIGTERM)  # SIGINT it may have been told to ignore
-        out, err = child.communicate(timeout=60)
-    finally:
-        child.kill()
-    assert child.returncode == 0 and err == ""
-    assert "stopped; " in out and int(out.split("RETURNED")[1]) >= 2
 
 
 @pytest.mark.parametrize("fields", [dict(), dict(stn=False)])
@@ -789,56 +752,6 @@ def test_a_validation_loss_that_is_not_finite_ends_no_run(glyph_data, tmp_path):
     assert json.loads(json.dumps(history, allow_nan=False)) == history
     assert len(list(tmp_path.glob("epoch-*.pt"))) == 2  # kept, and readable again
     assert fit(model, data, model.config, tmp_path) == history
-
-
-OUT_OF_MEMORY = [
-    torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
-    MemoryError(),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:119] . DefaultCPUAllocator: can't allocate memory"
-                 ": you tried to allocate 8000000000000 bytes. Error code 12"),
-    RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),
-]
-
-
-def failing_step(monkeypatch, error):
-    def fail(*_):
-        raise error
-
-    monkeypatch.setattr(Step, "__call__", fail)
-
-
-@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
-def test_out_of_memory_names_the_batch_size_and_frees_what_it_held(glyph_data, monkeypatch, error):
-    """A notebook keeps the last error, whose frames would keep the batch that was too large."""
-    failing_step(monkeypatch, error)
-    with pytest.raises(MemoryError, match=r"^batch_size: 64 .* cpu; .* such as 32$") as told:
-        trained(training_part(glyph_data))
-    assert told.value.__cause__ is error
-    trace, epochs = error.__traceback__, []
-    while trace:
-        if trace.tb_frame.f_code.co_name == "train_epoch":
-            epochs.append(trace.tb_frame)
-        trace = trace.tb_next
-    assert epochs
-    assert not any(isinstance(value, torch.Tensor) for value in epochs[0].f_locals.values())
-
-
-def test_other_errors_are_passed_on(glyph_data, monkeypatch):
-    def fail(model, history):
-        raise RuntimeError("mine")
-
-    with pytest.raises(RuntimeError, match=r"^mine$"):
-        fit(build_model(config()), training_part(glyph_data, 10), config(), on_epoch_end=fail)
-
-    def fail_for_memory(model, history):
-        raise MemoryError("no room for the figure")
-
-    with pytest.raises(MemoryError, match=r"^no room for the figure$"):  # not of the batch size
-        fit(build_model(config()), training_part(glyph_data, 10), config(),
-            on_epoch_end=fail_for_memory)
-    failing_step(monkeypatch, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        trained(training_part(glyph_data, 10))
 
 
 # ---- distorted and augmented training ------------------------------------------------------------
@@ -959,46 +872,3 @@ def test_the_networks_compute_in_the_chosen_precision(glyph_data, precision, dty
     assert set(seen) == {(dtype, torch.float32)} and history[0]["precision"] == precision
     assert math.isfinite(history[0]["train_loss"])
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-
-
-# ---- how long it will take -----------------------------------------------------------------------
-
-
-def foretold(data, monkeypatch, capsys, seconds, epochs):
-    """What a run says of its time, in which step n takes `seconds(n)`; stopped after two epochs."""
-    now, number, call = [0.0], itertools.count(1), Step.__call__
-    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
-
-    def timed(step, *args):
-        now[0] += seconds(next(number))
-        return step_result
-
-    step_result = torch.tensor(1.0), torch.tensor(1)
-    monkeypatch.setattr(Step, "__call__", timed)
-
-    def stop(model, history):
-        if len(history) == 2:
-            raise KeyboardInterrupt
-
-    fit(build_model(config(batch_size=4, epochs=epochs)), data,
-        config(batch_size=4, epochs=epochs), on_epoch_end=stop)
-    monkeypatch.setattr(Step, "__call__", call)
-    return re.findall(r"[^\r\n]*will take about[^\r\n]*", capsys.readouterr().out)
-
-
-@pytest.mark.parametrize("first", [1, 50])  # the first steps are slow: they must not count
-@pytest.mark.parametrize(("seconds", "epochs"), [(0.1, 50), (1.0, 110), (60.0, 50)])
-def test_a_long_training_is_foretold_in_words(glyph_data, monkeypatch, capsys, seconds, epochs,
-                                              first):
-    line, = foretold(training_part(glyph_data, 120), monkeypatch, capsys,
-                     lambda step: seconds * (first if step <= 5 else 1), epochs)
-    number, unit = re.search(r"([\d.]+) (minutes|hours)", line).groups()
-    whole = seconds * 30 * epochs  # 30 steps an epoch
-    assert float(number) * dict(minutes=60, hours=3600)[unit] == pytest.approx(whole, rel=0.25)
-    assert f"{epochs} epochs" in line and "(cpu)" in line
-    assert ("fewer epochs" in line and "GPU" in line) == (whole > 3600)
-
-
-@pytest.mark.parametrize("seconds", [lambda step: 0.03, lambda step: 100 if step <= 3 else 0.03])
-def test_a_short_training_is_not_talked_about(glyph_data, monkeypatch, capsys, seconds):
-    assert foretold(training_part(glyph_data, 120), monkeypatch, capsys, seconds, 50) == []  # 45 s

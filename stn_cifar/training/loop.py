@@ -6,7 +6,6 @@ import os
 import time
 import warnings
 from collections.abc import Callable
-from functools import partial
 
 import torch
 
@@ -20,13 +19,12 @@ from ..stn import STNClassifier
 from .captured import make_step
 from .checkpoints import claim, resume, save_checkpoint
 from .evaluation import evaluate
-from .guards import out_of_memory_explained, plain_torch, sigterm_as_interrupt
+from .guards import plain_torch
 from .optim import make_optimizer, set_learning_rate
 from .precision import resolve
 
 FREE = ("name", "data_root", "device", "epochs")  # fields that may differ between model and run
 MONITORED = 256  # images, without their labels, on which the transformer is watched
-WARM_UP, TIMED = 5, 20  # steps: before the clock starts; on which the run's time is foretold
 
 
 class NonFiniteLoss(RuntimeError):
@@ -42,16 +40,15 @@ def fit(model: STNClassifier, data: Data, config: Config,
     dropout on, weights moving, under teacher forcing with true poses undone; the loss smoothed and
     with the terms of the transformer), val_loss and val_accuracy where there is a validation split,
     learning_rate, precision and seconds. `on_epoch_end(model, history)` is called after each epoch.
-    Ctrl-C (a notebook's stop button) and SIGTERM end training and return the history so far. The
-    model is in evaluation mode then, and whenever it is handed out.
+    Ctrl-C (a notebook's stop button) ends training and returns the history so far. The model is in
+    evaluation mode then, and whenever it is handed out.
 
     With `checkpoint_dir` every epoch's end is kept there, and a run that was broken off goes on
     from it, to the same result bit for bit on the same device, versions and number of threads: data
     order, dropout, augmentation and distortion depend on (config.seed, epoch) alone.
 
-    The process is left as it was found: random state, denormal numbers, signals. Raises ValueError
-    where model, data and config do not go together; NonFiniteLoss; MemoryError, saying what to set;
-    CheckpointError.
+    The process is left as it was found: random state, denormal numbers. Raises ValueError where
+    model, data and config do not go together; NonFiniteLoss; CheckpointError.
     """
     fitted = for_data(config, data)
     _check_config(model.config and for_data(model.config, data), fitted)
@@ -68,9 +65,7 @@ def fit(model: STNClassifier, data: Data, config: Config,
 
 
 def _fit(model, data, config, device, folder, on_epoch_end):
-    explained = partial(out_of_memory_explained, config.batch_size, device)
-    with explained():
-        model, train = model.to(device), data.train.to(device)
+    model, train = model.to(device), data.train.to(device)
     precision = resolve(config.precision, device)
     # fused SGD is faster, and a CUDA graph needs it; not with fp16: where the first step overflows,
     # as loss scaling lets it, it would take its momentum from memory that nobody has written to
@@ -95,24 +90,21 @@ def _fit(model, data, config, device, folder, on_epoch_end):
     keep = _Keeper(folder)
     monitor = _Monitor(data.test or data.train, progress)
     try:
-        with sigterm_as_interrupt():
-            for epoch in range(len(history) + 1, config.epochs + 1):
-                started = time.perf_counter()
-                with explained():
-                    loss, accuracy = train_epoch(step, epoch, config, progress)
-                row = dict(epoch=epoch, train_loss=loss, train_accuracy=accuracy)
-                if data.val is not None:
-                    val = evaluate(model, data.val)
-                    row |= dict(val_loss=val.loss if math.isfinite(val.loss) else None,
-                                val_accuracy=val.accuracy)
-                history.append(row | dict(learning_rate=float(optimizer.param_groups[0]["lr"]),
-                                          precision=precision,
-                                          seconds=time.perf_counter() - started))
-                keep(model, optimizer, history, config, **same, scaler=step.scaler.state_dict())
-                progress.set_postfix_str(_summary(row, config.epochs))
-                monitor(model, epoch)
-                if on_epoch_end is not None:
-                    on_epoch_end(model, history)
+        for epoch in range(len(history) + 1, config.epochs + 1):
+            started = time.perf_counter()
+            loss, accuracy = train_epoch(step, epoch, config, progress)
+            row = dict(epoch=epoch, train_loss=loss, train_accuracy=accuracy)
+            if data.val is not None:
+                val = evaluate(model, data.val)
+                row |= dict(val_loss=val.loss if math.isfinite(val.loss) else None,
+                            val_accuracy=val.accuracy)
+            history.append(row | dict(learning_rate=float(optimizer.param_groups[0]["lr"]),
+                                      precision=precision, seconds=time.perf_counter() - started))
+            keep(model, optimizer, history, config, **same, scaler=step.scaler.state_dict())
+            progress.set_postfix_str(_summary(row, config.epochs))
+            monitor(model, epoch)
+            if on_epoch_end is not None:
+                on_epoch_end(model, history)
     except KeyboardInterrupt:
         progress.close()
         say(f"stopped; {len(history)} of {config.epochs} epochs are complete"
@@ -144,11 +136,6 @@ def train_epoch(step, epoch, config, progress):
             losses.append(loss)
             correct += right
             progress.update()
-            if number == WARM_UP:
-                since = _now(step.device)
-            elif number == WARM_UP + TIMED < len(batches):  # all in the first epoch
-                seconds = (_now(step.device) - since) / TIMED * (progress.total - progress.n)
-                _foretell(seconds, config.epochs, step.device, progress)
     step.model.eval()  # or what is asked of it next would move normalization's statistics
     losses = torch.stack(losses)  # the epoch's one synchronization
     state = step.model.state_dict().values()  # the statistics of normalization too
@@ -248,25 +235,6 @@ class _Monitor:
             if fault != "note" and fault not in self.said:
                 note(self.progress, f"the transformer after epoch {epoch}: {text}")
                 self.said.add(fault)
-
-
-def _now(device):
-    """The time, seconds, once the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def _foretell(seconds, epochs, device, progress):
-    """Say how long a training of some minutes will take; of hours, also what to do about that."""
-    minutes = seconds / 60
-    if minutes < 2:
-        return
-    words = f"{minutes:.0f} minutes" if minutes < 100 else f"{minutes / 60:.1f} hours"
-    advice = ("" if minutes < 60 else "; if that is too long, stop it now, and take a GPU, fewer "
-              "epochs, a smaller width or a smaller preset")
-    note(progress, f"{epochs} epochs will take about {words} on this machine ({device.type})"
-         f"{advice}")
 
 
 def _summary(row, epochs):
