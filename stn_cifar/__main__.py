@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import importlib
-import json
 import sys
 import time
 import types
@@ -22,9 +21,7 @@ from .training.loop import NonFiniteLoss
 EXAMPLES = """examples:
   python -m stn_cifar train                                  the experiment: CIFAR-10, 50 epochs
   python -m stn_cifar train --epochs 2                       a first look
-  python -m stn_cifar train --transform rotation --seed 1    another family, another seed
   python -m stn_cifar train --no-stn                         the control: the classifier alone
-  python -m stn_cifar train --dataset glyphs                 no network needed: drawn glyphs
   python -m stn_cifar evaluate --checkpoint checkpoints/RUN  a trained model, measured again
   python -m stn_cifar export-suite rotation FILE.npz         rotated CIFAR-10, frozen, for others
   python -m stn_cifar notebook stn_alone.ipynb               the notebook as one file
@@ -71,7 +68,7 @@ def train(preset: str, results: Path, images: Path, checkpoint_dir: Path | None,
     model, data, record = experiment.run(config, checkpoint_dir, watch, data)
     _tell(record)
     name = label if record["finished"] else f"{label}-stopped"  # takes no finished run's place
-    _keep_record(record, results / f"{name}.json")
+    say(f"record: {write_whole(results / f'{name}.json', experiment.to_json(record))}")
     say(f"model: {checkpoint_dir} (python -m stn_cifar evaluate --checkpoint {checkpoint_dir})")
     film, = films
     film(model, record["history"])  # of a run that was complete before: the one frame to be had
@@ -151,16 +148,6 @@ def _tell(record: dict) -> None:
         f"{record['machine']}")
 
 
-def _keep_record(record: dict, path: Path) -> None:
-    """Write the record; where that fails, print it: hours of training are not lost."""
-    text = experiment.to_json(record)
-    try:
-        write_whole(path, text)
-        say(f"record: {path}")
-    except OSError as error:
-        say(f"record: {error}; here it is instead\n{json.dumps(json.loads(text))}")
-
-
 def run_label(config: Config, dataset: str) -> str:
     """A short file name's stem for a run: preset, data set, what differs, seed."""
     skip = ("dataset", "data_root", "device", "seed")
@@ -173,12 +160,12 @@ def run_label(config: Config, dataset: str) -> str:
 
 
 def figures(images: Path, dataset: str) -> None:
-    """Draw the figures that need no training."""
+    """Draw the figure that needs no training: the transformer families."""
     check_writable(images)
     image = load_data(Config(dataset=dataset)).test.images[HORSE]
-    for name, figure in (("transform_families", plots.families), ("stn_diagram", plots.diagram)):
-        plots.save(figure(image), images / f"{name}.png")
-        say(f"figure: {images / name}.png")
+    path = images / "transform_families.png"
+    plots.save(plots.families(image), path)
+    say(f"figure: {path}")
 
 
 def notebook(out: Path) -> None:
@@ -240,7 +227,7 @@ def _parser() -> argparse.ArgumentParser:
     folder(sub, "--images", "folder for figures (default: none are drawn)")
     sub.add_argument("--device", default="auto", help="where (default: auto)")
     sub.add_argument("--data-root", help="folder holding CIFAR-10, other than the run's")
-    sub = add("figures", figures, "draw the figures that need no training")
+    sub = add("figures", figures, "draw the figure that needs no training")
     folder(sub, "--images", "folder for the figures (default: images)", **images)
     sub.add_argument("--dataset", default="auto", help="whose images to draw (default: auto)")
     sub = add("notebook", notebook, "write the notebook as one self-contained file")

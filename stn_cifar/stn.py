@@ -70,8 +70,6 @@ class STNClassifier(nn.Module):
 
     def _check(self, images):
         expected = "(B, {}, {}, {})".format(*self.input_shape)
-        if not isinstance(images, torch.Tensor):
-            raise ValueError(f"images: a {type(images).__name__}; must be a tensor {expected}")
         if images.ndim != 4 or tuple(images.shape[1:]) != self.input_shape:
             raise ValueError(f"images: shape {tuple(images.shape)}; this model needs {expected}")
         if images.dtype == torch.uint8:

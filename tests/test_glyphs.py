@@ -223,12 +223,3 @@ def test_the_background_does_not_give_the_pose_away():
     fit = torch.linalg.lstsq(features[:3000], angle[:3000]).solution
     error = (features[3000:] @ fit - angle[3000:]).square().mean()
     assert error > 0.95 * angle[3000:].var()
-
-
-@pytest.mark.parametrize("name, values", [
-    ("count", (0, -1, 2.5, "10", None)), ("seed", (-1, 0.5, None)),
-    ("size", (0, 15, 32.0, (32, 32)))])
-def test_bad_input_is_named(name, values):
-    for value in values:
-        with pytest.raises(ValueError, match=f"^{name}: .*; must be an integer of at least"):
-            glyphs.make_glyphs(**{"count": 10, "seed": 0, "size": SIZE, name: value})

@@ -1,7 +1,6 @@
 """The command line: what it writes, says, refuses, and how it ends."""
 
 import dataclasses
-import errno
 import hashlib
 import io
 import json
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from stn_cifar import Config, Data, Split, distortions, experiment, files
+from stn_cifar import Config, Data, Split, distortions, experiment
 from stn_cifar import __main__ as command_line
 from stn_cifar.__main__ import main, run_label
 from stn_cifar.data import DataError, glyphs
@@ -59,7 +58,7 @@ def quick(monkeypatch, few_glyphs):
         path.write_bytes(b"\x89PNG")
 
     names = ("strip", "pairs", "sampled_regions", "theta_histograms", "class_means", "confusion",
-             "mistakes", "robustness", "curves", "theta_bands", "families", "diagram")
+             "mistakes", "robustness", "curves", "theta_bands", "families")
     fake = types.SimpleNamespace(Film=FakeFilm, save=save, title_of=lambda *_: "a title",
                                  **{name: lambda *_: None for name in names})
     monkeypatch.setattr(command_line, "plots", fake)
@@ -162,49 +161,6 @@ def test_a_stopped_run_is_kept_apart_and_ends_with_130(quick, tmp_path, monkeypa
 
 
 # ---- when something fails at the end -------------------------------------------------------------
-
-
-@pytest.fixture
-def full_disk(monkeypatch):
-    """After training, nothing that write_whole writes fits onto the disk."""
-    record = experiment.record
-
-    def fail(_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    def measured(*args):
-        result = record(*args)
-        monkeypatch.setattr(files.os, "fsync", fail)
-        return result
-
-    monkeypatch.setattr(experiment, "record", measured)
-
-
-def test_a_full_disk_costs_no_result(quick, full_disk, tmp_path, capsys):
-    assert train_glyphs(tmp_path, "--no-stn") == 0
-    out = capsys.readouterr().out.splitlines()
-    at, = (i for i, line in enumerate(out) if line.startswith("record: "))
-    assert "No space left on device" in out[at] and str(tmp_path / "r") in out[at]
-    record = json.loads(out[at + 1])  # here it is instead
-    assert record["config"]["stn"] is False and record["finished"]
-    accuracy, = (i for i, line in enumerate(out) if f"{record['test']['accuracy']:.1%}" in line)
-    assert accuracy < at
-    assert list((tmp_path / "r").iterdir()) == []  # no partial file
-    assert any(line.startswith("model: ") for line in out) and "figures: " in out[-1]
-
-
-def test_a_results_folder_that_vanishes_or_becomes_a_file_costs_no_result(quick, tmp_path, capsys,
-                                                                          monkeypatch):
-    record = experiment.record
-
-    def measured(*args):
-        (tmp_path / "r").rmdir()
-        (tmp_path / "r").write_text("a file")
-        return record(*args)
-
-    monkeypatch.setattr(experiment, "record", measured)
-    assert train_glyphs(tmp_path, "--no-stn") == 0
-    assert '"finished": true' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("error", [RuntimeError("latex"), OSError(28, "No space left on device"),
@@ -450,8 +406,8 @@ def test_export_suite_writes_the_frozen_suite_twice_alike(monkeypatch, tmp_path,
 
 def test_figures_draws_what_needs_no_training(quick, tmp_path, capsys):
     assert main(["figures", "--dataset", "glyphs", "--images", str(tmp_path)]) == 0
-    assert sorted(os.listdir(tmp_path)) == ["stn_diagram.png", "transform_families.png"]
-    assert str(tmp_path / "stn_diagram.png") in capsys.readouterr().out
+    assert sorted(os.listdir(tmp_path)) == ["transform_families.png"]
+    assert str(tmp_path / "transform_families.png") in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [["study", "ladder"], ["report"], ["bench", "--quick"]])

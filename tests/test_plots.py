@@ -90,7 +90,7 @@ def figures_of(data, model):
         single_image=plots.single_image(model, image, data.classes, TITLE),
         theta_histograms=plots.theta_histograms(statistics(model, data.test.images), TITLE),
         confusion=plots.confusion(torch.eye(n) + 1, data.classes, TITLE),
-        families=plots.families(image), diagram=plots.diagram(image))
+        families=plots.families(image))
 
 
 def drawn(figure):
@@ -281,7 +281,6 @@ def test_figures_do_not_depend_on_the_users_style(three):
         pairs=lambda: plots.pairs(model, three),
         regions=lambda: plots.sampled_regions(model, three),
         curves=lambda: plots.curves(HISTORY, TITLE),
-        diagram=lambda: plots.diagram(three.test.images[0]),
         confusion=lambda: plots.confusion(torch.eye(3) + 1, three.classes, TITLE),
         robustness=lambda: plots.robustness(dict(a=MEASURED), TITLE))
     plain = {name: pixels(draw()) for name, draw in figures.items()}
@@ -604,31 +603,6 @@ def test_the_families_are_all_there_with_their_parameters(three, monkeypatch):
         assert change.mean() > 0.02
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_the_diagram_shows_a_real_warp(channels):
-    # an image without fine detail, which two interpolations would blur
-    coarse = torch.rand(1, channels, 5, 5, generator=torch.Generator().manual_seed(0))
-    image = torch.nn.functional.interpolate(coarse, 32, mode="bicubic").clamp(0, 1)[0]
-    figure = drawn(plots.diagram((image * 255).round().to(torch.uint8)))
-    before, after = (axes.get_images()[0].get_array() / 255 for axes in figure.axes[0].child_axes)
-    written = [text.get_text() for text in figure.axes[0].texts]
-    assert {"localization\nnetwork", "grid\ngenerator", "sampler", "classifier"} < set(written)
-    matrix = next(text for text in written if re.fullmatch(r"[\s\d.-]+", text))
-    theta = np.array([[float(number) for number in line.split()] for line in matrix.splitlines()])
-    assert theta.shape == (2, 3)
-    assert math.degrees(math.atan2(theta[1, 0], theta[0, 0])) == pytest.approx(25.8, abs=1)
-    # the input is the image, turned; the output samples it at theta: upright, and nearer by scale
-    scale = math.hypot(theta[0, 0], theta[1, 0])
-    assert 0.6 < scale < 0.9
-    near = FAMILIES["attention"].grid(torch.tensor([[math.log(scale), 0, 0]]), 32)
-    expected = torch.nn.functional.grid_sample(image[None], near, align_corners=False)[0]
-    assert np.abs(after - expected.permute(1, 2, 0).numpy()).mean() < 0.02
-    assert np.abs(before - image.permute(1, 2, 0).numpy()).mean() > 0.05  # it was turned
-    lines = figure.axes[0].child_axes[0].get_lines()
-    corners = [line.get_xydata()[0] for line in lines if line.get_linewidth() == 1.8]
-    assert min(np.abs(corner - theta @ [-1, -1, 1]).max() for corner in corners) < 0.012
-
-
 # ---- sampled regions ----------------------------------------------------------------------------
 
 
@@ -729,7 +703,7 @@ def test_one_image_with_its_region_and_probabilities(three):
 
 def test_mean_images_are_the_means_of_each_class(three):
     three.test.labels[:2] = 2  # not all classes have as many
-    before, after = mean_images(turning(three), three, batch_size=7)
+    before, after = mean_images(turning(three), three)
     images, labels = three.test.images.numpy() / 255, three.test.labels.numpy()
     for k in range(3):
         mean = images[labels == k].mean(axis=0)
@@ -789,7 +763,7 @@ def by_brightness(three, greys):
 def test_mistakes_come_by_their_probability(three):
     greys = [10, 250, 90, 200, 40, 255, 130, 0, 30]
     model, data = by_brightness(three, greys)
-    figure = drawn(plots.mistakes(model, data, count=4, batch_size=4))
+    figure = drawn(plots.mistakes(model, data, count=4))
     wrong = ((probability_of(grey), k) for k, grey in enumerate(greys) if k % 3 != 1)
     expected = sorted(wrong, reverse=True)[:4]
     assert captions(figure) == [text for p, k in expected

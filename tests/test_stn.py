@@ -501,8 +501,6 @@ BAD_IMAGES = {
     "five axes": (images()[None], r"shape \(1, 4, 3, 32, 32\)"),
     "int64": (images().long(), r"dtype torch\.int64.*uint8"),
     "bool": (images() > 127, r"dtype torch\.bool"),
-    "numpy": (images().numpy(), "ndarray.*tensor"),
-    "a list": ([[0.0]], "list.*tensor"),
 }
 
 

@@ -7,7 +7,7 @@ its own. Titles say data set, preset, transformer and epoch, notes what to look 
 
 from .curves import (compare, confusion, curves, robustness, rotation_errors, theta_bands,
                      theta_histograms)
-from .diagrams import diagram, families
+from .diagrams import families
 from .film import Film, Live
 from .images import (class_means, first_of_each_class, mistakes, pairs, sampled_regions, samples,
                      single_image, strip, title_of, turned_and_upright)
@@ -15,7 +15,7 @@ from .style import (BLUE, GREEN, GREY, ORANGE, RED, STYLES, figure_page, light_p
                     save)
 
 __all__ = ["BLUE", "GREEN", "GREY", "ORANGE", "RED", "STYLES", "Film", "Live", "class_means",
-           "compare", "confusion", "curves", "diagram", "families", "figure_page",
+           "compare", "confusion", "curves", "families", "figure_page",
            "first_of_each_class", "light_png", "mistakes", "own_style", "pairs", "robustness",
            "rotation_errors", "sampled_regions", "samples", "save", "single_image", "strip",
            "theta_bands", "theta_histograms", "title_of", "turned_and_upright"]

@@ -26,7 +26,6 @@ MEASURED = 250  # images that bands and findings are of: enough for quartiles, a
 SPLITS = ("val", "test", "train")  # whose images are filmed: the first of these that there is
 COLUMNS, STEP = 10, 76  # tiles a row; their distance, pixels: room for "✗ automobile"
 MARGIN, HEADER, BLOCK = 40, 54, 184  # left of the tiles, above them, height of a row of pairs
-MOST = 60  # frames in a GIF or a player; of longer runs, as many epochs evenly spread
 PAUSE = 2  # seconds between two drawings of a live view, each of which takes a quarter of one
 
 
@@ -104,9 +103,9 @@ class Film:
             draw.rectangle((0, picture.height - 4, end, picture.height), fill=BLUE)
         return picture
 
-    def gif(self, path: str | Path, milliseconds: int = 200, pause: int = 3000) -> None:
-        """Write the film: a frame each `milliseconds`, the first for 1 s, the last for `pause`."""
-        pictures = [self.picture(number) for number in self.numbers()]
+    def gif(self, path: str | Path) -> None:
+        """Write the film: a frame each 0.2 s, the first for 1 s, the last for 3."""
+        pictures = [self.picture(number) for number in range(len(self.frames))]
         # One palette for all frames, so what stands still does not flicker, made of the first, the
         # middle and the last; by coverage, which keeps white white. Dithering would be noise on
         # squares this large, and twice the bytes.
@@ -114,7 +113,7 @@ class Film:
             256, Image.Quantize.MAXCOVERAGE, kmeans=5)
         pictures = [picture.quantize(palette=palette, dither=Image.Dither.NONE)
                     for picture in pictures]
-        durations = [1000, *[milliseconds] * (len(pictures) - 2), pause][-len(pictures):]
+        durations = [1000, *[200] * (len(pictures) - 2), 3000][-len(pictures):]
         content = io.BytesIO()
         pictures[0].save(content, format="GIF", save_all=True, append_images=pictures[1:],
                          duration=durations, loop=0)
@@ -123,11 +122,6 @@ class Film:
     def player(self) -> Player:
         """The film for a notebook: a slider over the epochs, and a button to play them."""
         return Player(self)
-
-    def numbers(self) -> list[int]:
-        """Numbers of all frames, or of MOST evenly spread ones, first and last among them."""
-        count = min(len(self.frames), MOST)
-        return [round(k * (len(self.frames) - 1) / max(1, count - 1)) for k in range(count)]
 
 
 def _note(history: list[dict]) -> str:

@@ -64,9 +64,11 @@ def examples(data: Data, count: int, names: tuple[str, ...] = HELD_OUT) -> Examp
 
 def predict(model, images: Tensor) -> tuple[Tensor, Tensor]:
     """The classifier's inputs made of `images`, in [0, 1], and probabilities (N, classes); CPU."""
-    images = images.to(model.device)
     with evaluating(model):
-        return model.transform(images)[0].cpu(), model(images).float().softmax(1).cpu()
+        parts = [(model.transform(batch)[0].cpu(), model(batch).float().softmax(1).cpu())
+                 for batch in images.to(model.device).split(1000)]
+    warped, probabilities = (torch.cat(part) for part in zip(*parts, strict=True))
+    return warped, probabilities
 
 
 # ---- image and classifier's input ---------------------------------------------------------------
@@ -134,13 +136,10 @@ def _pairs_page(title: str, note: str, images: Tensor, warped: Tensor, *captions
 
 
 @own_style()
-def mistakes(model, data: Data, title: str | None = None, count: int = 12,
-             batch_size: int = 1000) -> Page:
+def mistakes(model, data: Data, title: str | None = None, count: int = 12) -> Page:
     """The `count` test images whose wrong prediction has the highest probability; surest first."""
     split, kind = split_of(data)
-    with evaluating(model):
-        probabilities = torch.cat([model(images.to(model.device)).float().softmax(1).cpu()
-                                   for images in split.images.split(batch_size)])
+    warped, probabilities = predict(model, split.images)
     sure, predicted = probabilities.max(1)
     labels = split.labels.cpu()
     wrong = (predicted != labels).nonzero()[:, 0]
@@ -150,10 +149,8 @@ def mistakes(model, data: Data, title: str | None = None, count: int = 12,
         note += " Left: the image, and its class. Right: the classifier's input, its prediction."
     guesses = [f"{label_prediction(data.classes[predicted[k]], False)} {sure[k]:.0%}"
                for k in worst]
-    images = split.images[worst]
-    warped = predict(model, images)[0] if len(images) else images
-    return _pairs_page(title or title_of(model.config, data), note, images, warped,
-                       [short(data.classes[labels[k]]) for k in worst], guesses)
+    return _pairs_page(title or title_of(model.config, data), note, split.images[worst],
+                       warped[worst], [short(data.classes[labels[k]]) for k in worst], guesses)
 
 
 @own_style()
@@ -282,14 +279,14 @@ def _reach(regions: Tensor) -> float:
 
 
 @own_style()
-def class_means(model, data: Data, title: str | None = None, batch_size: int = 1000) -> Page:
+def class_means(model, data: Data, title: str | None = None) -> Page:
     """The mean of each class's test images, and of the classifier's inputs made of them.
 
     Below each its contrast: the standard deviation over the pixels, in grey levels of 256, mean
     over the channels. Means are pale: both rows have their colours stretched alike, and it says so.
     """
     chosen = examples(data, 1)
-    means = [mean for row in mean_images(model, data, batch_size) for mean in row[chosen.labels]]
+    means = [mean for row in mean_images(model, data) for mean in row[chosen.labels]]
     contrasts = [255 * mean.std(dim=(1, 2), correction=0).mean().item() for mean in means]
     middles = [mean.mean(dim=(1, 2), keepdim=True) for mean in means]
     changes = [mean - middle for mean, middle in zip(means, middles, strict=True)]
@@ -314,17 +311,10 @@ def class_means(model, data: Data, title: str | None = None, batch_size: int = 1
     return fig
 
 
-def mean_images(model, data: Data, batch_size: int = 1000) -> tuple[Tensor, Tensor]:
+def mean_images(model, data: Data) -> tuple[Tensor, Tensor]:
     """Each class's mean test image, (classes, C, S, S) in [0, 1], and mean classifier's input."""
     split, _ = split_of(data)
     one_hot = torch.nn.functional.one_hot(split.labels.cpu(), len(data.classes)).T.float()
     weights = one_hot / one_hot.sum(1, keepdim=True).clamp_min(1)
-    sums: list = [0, 0]
-    with evaluating(model):
-        for images, share in zip(split.images.split(batch_size), weights.split(batch_size, 1),
-                                 strict=True):
-            warped = model.transform(images.to(model.device))[0].cpu().nan_to_num(0)
-            plain = images.cpu().float() / (255 if images.dtype == torch.uint8 else 1)
-            for k, pictures in enumerate((plain, warped)):
-                sums[k] = sums[k] + torch.einsum("kb,bchw->kchw", share, pictures)
-    return sums[0], sums[1]
+    plain, warped = split.images.cpu() / 255, predict(model, split.images)[0].nan_to_num(0)
+    return torch.tensordot(weights, plain, 1), torch.tensordot(weights, warped, 1)

@@ -33,8 +33,7 @@ class Player:
         self.last, _ = notebook_png(film.picture(), self.alt)
 
     def _repr_html_(self) -> str:
-        film = self.film
-        frames = [film.frames[number] for number in film.numbers()]
+        film, frames = self.film, self.film.frames
         content = dict(
             kind=film.kind,
             labels=[film.classes[label] for label in film.labels],
