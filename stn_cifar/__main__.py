@@ -66,13 +66,16 @@ def train(preset: str, results: Path, images: Path, checkpoint_dir: Path | None,
         return films[0]
 
     model, data, record = experiment.run(config, checkpoint_dir, watch, data)
-    _tell(record)
+    test = record["test"]
+    say(f"test accuracy {test['accuracy']:.1%} on {test['images']:,} images of {data.name}; train "
+        f"{record['train']['accuracy']:.1%} (dropout off); {record['parameters']:,} parameters; "
+        f"{record['training_seconds']:.0f} s on {record['machine']}")
     name = label if record["finished"] else f"{label}-stopped"  # takes no finished run's place
     say(f"record: {write_whole(results / f'{name}.json', experiment.to_json(record))}")
     say(f"model: {checkpoint_dir} (python -m stn_cifar evaluate --checkpoint {checkpoint_dir})")
     film, = films
     film(model, record["history"])  # of a run that was complete before: the one frame to be had
-    draw = _figures(model, data, record["test"]["confusion"], record["epochs_done"])
+    draw = _figures(model, data, record["test"]["confusion"])
     draw["curves"] = lambda title: plots.curves(record["history"], title,
                                                 record["test"]["accuracy"])
     if len(film.frames) > 2 or record["epochs_done"] < 2:  # else it is no film
@@ -82,22 +85,17 @@ def train(preset: str, results: Path, images: Path, checkpoint_dir: Path | None,
     return 0 if record["finished"] else STOPPED
 
 
-def evaluate_checkpoint(checkpoint: Path, images: Path | None, device: str,
-                        data_root: str | None) -> None:
-    """Measure a trained model again on its test images; with --images, draw its figures."""
+def evaluate_checkpoint(checkpoint: Path, device: str, data_root: str | None) -> None:
+    """Measure a trained model again on its test images."""
     model = load_model(checkpoint, device)
     config = model.config if data_root is None else model.config.replace(data_root=data_root)
     data = load_data(config)
     test = evaluate(model, data.test)
     say(f"{config!r}\ntest accuracy {test.accuracy:.1%}, loss {test.loss:.3f}, on "
         f"{len(data.test):,} images of {data.name}")
-    if images is not None:
-        check_writable(images)
-        _draw(_figures(model, data, test.confusion, None), images, run_label(config, data.name),
-              plots.title_of(config, data))
 
 
-def _figures(model, data, confusion, epoch) -> dict:
+def _figures(model, data, confusion) -> dict:
     """What can be drawn of any trained model: name -> function of the title."""
     figures = {
         "strip": lambda title: plots.strip(model, data, title),
@@ -137,15 +135,6 @@ def _draw(figures: dict, folder: Path, label: str, title: str) -> None:
         except Exception as error:
             print(f"figure {name}: not drawn ({error})", file=sys.stderr)
     say(f"figures: {folder / label}-{{{','.join(drawn)}}}")
-
-
-def _tell(record: dict) -> None:
-    """What came out, before anything that may fail."""
-    test, train = record["test"], record["train"]
-    say(f"test accuracy {test['accuracy']:.1%} on {test['images']:,} images of "
-        f"{record['dataset']}; train {train['accuracy']:.1%} (dropout off); "
-        f"{record['parameters']:,} parameters; {record['training_seconds']:.0f} s on "
-        f"{record['machine']}")
 
 
 def run_label(config: Config, dataset: str) -> str:
@@ -224,7 +213,6 @@ def _parser() -> argparse.ArgumentParser:
     _add_fields(sub)
     sub = add("evaluate", evaluate_checkpoint, "measure a trained model again")
     folder(sub, "--checkpoint", "a checkpoint file, or a run's folder", required=True)
-    folder(sub, "--images", "folder for figures (default: none are drawn)")
     sub.add_argument("--device", default="auto", help="where (default: auto)")
     sub.add_argument("--data-root", help="folder holding CIFAR-10, other than the run's")
     sub = add("figures", figures, "draw the figure that needs no training")

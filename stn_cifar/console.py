@@ -32,8 +32,3 @@ def progress_bar(total, initial):
     """A tqdm bar of `total` training steps, `initial` of them done."""
     return tqdm(total=total, initial=initial, unit="step", file=_Output(), bar_format=PROGRESS,
                 mininterval=1)
-
-
-def note(progress, text):
-    """Print a line above a progress bar."""
-    progress.write(text, file=progress.fp)

@@ -7,7 +7,7 @@ import types
 import pytest
 
 from stn_cifar import Config, Data, build_model, fit
-from stn_cifar.console import note, progress_bar, say
+from stn_cifar.console import progress_bar, say
 
 
 class Tee:
@@ -64,7 +64,7 @@ def test_printing_ends_nothing(monkeypatch, make):
     progress = progress_bar(10, 2)
     progress.update()
     progress.set_postfix_str("epoch 1/2, größer \N{SNOWMAN}")
-    note(progress, "zwischendurch \N{SNOWMAN}")
+    progress.write("zwischendurch \N{SNOWMAN}", file=progress.fp)
     progress.close()
 
 
@@ -97,6 +97,6 @@ def test_output_goes_where_standard_output_is_at_the_moment(monkeypatch):
     monkeypatch.setattr(sys, "stdout", first)
     progress = progress_bar(10, 0)
     monkeypatch.setattr(sys, "stdout", second)
-    note(progress, "later")
+    progress.write("later", file=progress.fp)
     progress.close()
     assert "later" in second.getvalue() and "later" not in first.getvalue()

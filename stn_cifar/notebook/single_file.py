@@ -74,8 +74,10 @@ def alone() -> dict:
     notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
     content = packed()
     digest = hashlib.sha256(content).hexdigest()[:12]
+    lines = re.findall(".{1,100}", base64.b64encode(content).decode())
+    setup = SETUP.format(name=f"stn_cifar-{digest}-", packed="\n".join(lines))
     carried = [_cell("markdown", "packed-prose", PROSE.format(version=__version__, digest=digest)),
-               _cell("code", "packed", _setup(content, digest), outputs=[], execution_count=None,
+               _cell("code", "packed", setup, outputs=[], execution_count=None,
                      metadata=dict(cellView="form", jupyter=dict(source_hidden=True)))]
     cells = []
     for cell in notebook["cells"]:
@@ -96,12 +98,6 @@ def alone() -> dict:
 def _cell(kind: str, ident: str, source: str, **more) -> dict:
     return dict(cell_type=kind, id=ident, metadata={},
                 source=source.splitlines(keepends=True)) | more
-
-
-def _setup(content: bytes, digest: str) -> str:
-    """The source of the cell that carries the zip file `content`."""
-    text = base64.b64encode(content).decode()
-    return SETUP.format(name=f"stn_cifar-{digest}-", packed="\n".join(re.findall(".{1,100}", text)))
 
 
 def packed() -> bytes:
