@@ -6,11 +6,13 @@ from pathlib import Path
 from stn_cifar.console import say
 from stn_cifar.files import check_writable, typed_path
 
+from . import cluster
 from .bench import run as benchmarks
 from .records import RESULTS
 from .report import IMAGES, NOTEBOOK, README, write_report
 from .run import run_study
 
+FAILED = 1  # exit status where some runs came to nothing
 STOPPED = 130  # exit status, as of a program that Ctrl-C has ended
 
 
@@ -20,10 +22,15 @@ def main(argv: list[str]) -> int:
     return args.pop("command")(**args) or 0
 
 
-def study(name: str, shard: str, results: Path, checkpoint_dir: Path | None, **overrides) -> int:
+def study(name: str, shard: str, results: Path, checkpoint_dir: Path | None, ray: str | None,
+          cpus: int, gpus: float, **overrides) -> int:
     """Run what is missing of a study: arms x budgets x seeds, one record each."""
     check_writable(results)
     given = {key: value for key, value in overrides.items() if value is not None}
+    if ray:
+        done = cluster.run_study(name, ray, results, shard, checkpoint_dir or cluster.CHECKPOINTS,
+                                 cpus=cpus, gpus=gpus, **given)
+        return 0 if done else FAILED
     done = run_study(name, results, shard, checkpoint_dir, **given)
     return 0 if done else STOPPED
 
@@ -60,6 +67,11 @@ def _parser() -> argparse.ArgumentParser:
     place(sub, "--checkpoint-dir", "keep each run's epochs here, and go on from them")
     sub.add_argument("--epochs", type=int, help="other than the study's")
     sub.add_argument("--device", help="where (default: auto)")
+    sub.add_argument("--ray", nargs="?", const=cluster.LOCAL, metavar="ADDRESS",
+                     help="hand each run to a Ray cluster: HOST:6379, auto (one that runs on this "
+                     "machine), or nothing (one is started here, for as long as the study takes)")
+    sub.add_argument("--cpus", type=int, default=1, help="with --ray: cores and threads of a run")
+    sub.add_argument("--gpus", type=float, default=0, help="with --ray: GPUs of a run, or a part")
     sub = add(report, "bring the tables of results up to date")
     place(sub, "--results", "folder of records (default: results)", RESULTS)
     place(sub, "--readme", "README to fill in", README)

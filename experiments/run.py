@@ -11,6 +11,7 @@ from stn_cifar.training.precision import resolve
 from . import records, studies
 
 ANGLE_IMAGES = 1000  # test images, turned by each of a study's angles
+DONE, BUSY, STOPPED = "done", "busy", "stopped"  # what becomes of a run
 
 
 def run_study(name: str, results: Path = records.RESULTS, shard: str = "1/1",
@@ -23,28 +24,42 @@ def run_study(name: str, results: Path = records.RESULTS, shard: str = "1/1",
     content; what another process is at is left to it.
     """
     this = studies.by_name(name)
-    for arm, budget, seed in this.runs(shard, epochs):
-        config = this.config(arm, budget, seed, **overrides)
-        precision = resolve(config.precision, config.torch_device())
-        path = records.place(results, name, arm, config.to_dict(), precision)
-        with records.claim(path) as ours:
-            if not ours:
-                say(f"another process is at it: {path}")
-            elif there := _find(path.parent, records.identity(config.to_dict(), precision), seed):
-                say(f"there already: {there}")
-            else:
-                say(f"{name}: {arm}, {budget} epochs, seed {seed}")
-                folder = checkpoint_dir and Path(checkpoint_dir) / name / path.stem
-                model, _, record = experiment.run(config, folder)
-                if not record["finished"]:
-                    say(f"stopped after {record['epochs_done']} of {budget} epochs"
-                        + (f"; the same command goes on from {folder}" if folder else ""))
-                    return False
-                record |= dict(study=name, arm=arm)
-                records.write(record, path)  # before anything else that may fail
-                if more := more_tests(this, model, config):
-                    records.write(record | more, path)
+    for run in this.runs(shard, epochs):
+        outcome, text = run_one(this, name, run, results, checkpoint_dir, **overrides)
+        say(text)
+        if outcome == STOPPED:
+            return False
     return True
+
+
+def run_one(this: studies.Study, name: str, run: tuple[str, int, int], results: Path,
+            checkpoint_dir: Path | None = None, **overrides) -> tuple[str, str]:
+    """Make the record of one run, (arm, epochs, seed), of `this`; what became of it, and in words.
+
+    DONE: the record is there, now or already. BUSY: another process is at it. STOPPED: by a person
+    or the system, after the epochs that `checkpoint_dir` holds. What goes wrong is raised.
+    """
+    arm, budget, seed = run
+    config = this.config(arm, budget, seed, **overrides)
+    precision = resolve(config.precision, config.torch_device())
+    path = records.place(results, name, arm, config.to_dict(), precision)
+    with records.claim(path) as ours:
+        if not ours:
+            return BUSY, f"another process is at it: {path}"
+        if there := _find(path.parent, records.identity(config.to_dict(), precision), seed):
+            return DONE, f"there already: {there}"
+        say(f"{name}: {arm}, {budget} epochs, seed {seed}")
+        folder = checkpoint_dir and Path(checkpoint_dir) / name / path.stem
+        model, _, record = experiment.run(config, folder)
+        if not record["finished"]:
+            return STOPPED, (f"stopped after {record['epochs_done']} of {budget} epochs"
+                             + (f"; the same command goes on from {folder}" if folder else ""))
+        record |= dict(study=name, arm=arm)
+        records.write(record, path)  # before anything else that may fail
+        if more := more_tests(this, model, config):
+            records.write(record | more, path)
+        seconds = sum(row["seconds"] for row in record["history"])
+        return DONE, f"{record['test']['accuracy']:.1%}, {seconds:.0f} s of training: {path}"
 
 
 def _find(folder: Path, identity: frozenset, seed: int) -> Path | None:
