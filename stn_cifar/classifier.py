@@ -4,6 +4,7 @@ Each is built by a row of CLASSIFIERS, for pictures of `size` pixels a side, and
 (B, channels, size, size) to (B, num_classes).
 """
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -31,12 +32,11 @@ def feature_size(features, channels, size):
             layer.train()
 
 
-class TutorialClassifier(nn.Module):
+class TutorialClassifier(nn.Sequential):
     """The PyTorch tutorial's: two convolutions with channel dropout, two fully connected layers."""
 
     def __init__(self, channels, size, num_classes):
-        super().__init__()
-        self.features = nn.Sequential(
+        features = nn.Sequential(
             nn.Conv2d(channels, 10, kernel_size=5),
             nn.MaxPool2d(2),
             nn.ReLU(),
@@ -46,15 +46,13 @@ class TutorialClassifier(nn.Module):
             nn.ReLU(),
             nn.Flatten(),
         )
-        self.head = nn.Sequential(
-            nn.Linear(feature_size(self.features, channels, size), 50),  # of 32 x 32: 20 x 5 x 5
+        head = nn.Sequential(
+            nn.Linear(feature_size(features, channels, size), 50),  # of 32 x 32: 20 x 5 x 5
             nn.ReLU(),
             nn.Dropout(),
             nn.Linear(50, num_classes),
         )
-
-    def forward(self, images):
-        return self.head(self.features(images))
+        super().__init__(OrderedDict(features=features, head=head))
 
 
 def convolution(inputs, outputs, halve=False, p4=False, first=False):

@@ -5,6 +5,7 @@ Each is built by a row of LOCALIZATIONS, for pictures of `size` pixels a side, a
 """
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,12 +16,11 @@ from .classifier import check_p4_size, feature_size, light_features
 from .p4 import split_turns, turned_copies
 
 
-class TutorialLocalization(nn.Module):
+class TutorialLocalization(nn.Sequential):
     """The PyTorch tutorial's: two convolutions, two fully connected layers."""
 
     def __init__(self, channels, size, outputs):
-        super().__init__()
-        self.features = nn.Sequential(
+        features = nn.Sequential(
             nn.Conv2d(channels, 8, kernel_size=7),
             nn.MaxPool2d(2),
             nn.ReLU(),
@@ -29,17 +29,15 @@ class TutorialLocalization(nn.Module):
             nn.ReLU(),
             nn.Flatten(),
         )
-        self.regressor = nn.Sequential(
-            nn.Linear(feature_size(self.features, channels, size), 32),  # of 32 x 32: 10 x 4 x 4
+        regressor = nn.Sequential(
+            nn.Linear(feature_size(features, channels, size), 32),  # of 32 x 32: 10 x 4 x 4
             nn.ReLU(),
             nn.Linear(32, outputs),
         )
-
-    def forward(self, images):
-        return self.regressor(self.features(images))
+        super().__init__(OrderedDict(features=features, regressor=regressor))
 
 
-class CompactLocalization(nn.Module):
+class CompactLocalization(nn.Sequential):
     """Two convolutions on the picture at half its size, one fully connected layer.
 
     Without normalization: its statistics lag behind the weights, and a transformer that predicts
@@ -47,8 +45,7 @@ class CompactLocalization(nn.Module):
     """
 
     def __init__(self, channels, size, outputs):
-        super().__init__()
-        self.features = nn.Sequential(
+        features = nn.Sequential(
             nn.AvgPool2d(2),
             nn.Conv2d(channels, 12, kernel_size=5, stride=2, padding=2),
             nn.ReLU(),
@@ -56,22 +53,17 @@ class CompactLocalization(nn.Module):
             nn.ReLU(),
             nn.Flatten(),
         )
-        self.regressor = nn.Linear(feature_size(self.features, channels, size), outputs)
-
-    def forward(self, images):
-        return self.regressor(self.features(images))
+        regressor = nn.Linear(feature_size(features, channels, size), outputs)
+        super().__init__(OrderedDict(features=features, regressor=regressor))
 
 
-class LightLocalization(nn.Module):
+class LightLocalization(nn.Sequential):
     """`light_features` and one fully connected layer on their maps."""
 
     def __init__(self, channels, size, outputs, width):
-        super().__init__()
-        self.features = nn.Sequential(*light_features(channels, width), nn.Flatten())
-        self.regressor = nn.Linear(feature_size(self.features, channels, size), outputs)
-
-    def forward(self, images):
-        return self.regressor(self.features(images))
+        features = nn.Sequential(*light_features(channels, width), nn.Flatten())
+        regressor = nn.Linear(feature_size(features, channels, size), outputs)
+        super().__init__(OrderedDict(features=features, regressor=regressor))
 
 
 class P4Localization(nn.Module):
