@@ -225,4 +225,4 @@ def timeless(record):
     rows = [{key: value for key, value in row.items() if key != "seconds"}
             for row in record["history"]]
     return {key: value for key, value in record.items()
-            if key not in ("training_seconds", "date", "machine")} | dict(history=rows)
+            if key not in ("training_seconds", "date", "machine", "openmp")} | dict(history=rows)
