@@ -268,7 +268,7 @@ def stand_ins(code, monkeypatch, tmp_path):
 
 # another value of a field -> what the config that reaches `fit` then has
 IN_CONFIG = dict(
-    PRESET=("compact", dict(name="compact", model="compact", batch_size=128)),
+    PRESET=("compact", dict(name="compact", model="separable", batch_size=128)),
     DATASET=("glyphs", dict(dataset="glyphs")),
     DATA_ROOT=("my data", dict(data_root="my data")),
     EPOCHS=(3, dict(epochs=3)),

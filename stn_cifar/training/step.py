@@ -29,7 +29,9 @@ class Step:
 
     def sample_epoch(self, epoch, seed, generator):
         """Sample augmentation and distortion of every training image from a CPU generator."""
-        params = augment.sample_params(self.train.images, epoch, seed, generator,
+        size = self.train.images.shape[-1]
+        canvas = distortions.row_of(self.distortion).canvas_size(size) if self.distortion else size
+        params = augment.sample_params(self.train.images, epoch, seed, generator, canvas=canvas,
                                        **self.augmentation)
         self.augmentation_params = params if params is None else params.to(self.device)
         if self.distortion is not None:
@@ -61,12 +63,15 @@ class Step:
         train = self.train
         images, labels = train.images[index], train.labels[index]
         applied = None if train.poses is None else train.poses[index]
-        if self.augmentation_params is not None:
-            images = augment.apply(images, self.augmentation_params[index],
-                                   self.augmentation.get("cutout", 0))
+        augmentation = self.augmentation_params
+        if augmentation is not None:
+            images = augment.apply(images, augmentation[index])
         if self.distortion_params is not None:
             params = self.distortion_params[index]
             images, applied = distortions.apply(images, params), params.theta
+        if augmentation is not None:  # the hole last, or it would give the pose away
+            cutout = self.augmentation.get("cutout", 0)
+            images = augment.cut_out(images, augmentation[index], cutout)
         bins = self.model.transformer.pose_bins
         undoing = true_params(applied, bins.transform) if bins else None
         return images, labels, Known(applied, undoing, bins, self.max_scale)
