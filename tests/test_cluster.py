@@ -108,8 +108,8 @@ def test_every_run_is_a_task_of_its_own_with_its_cores_and_threads(ray, tmp_path
 def test_with_gpus_a_run_takes_nothing_else(ray, monkeypatch):
     ray.nodes = lambda: [dict(Alive=True, Resources=dict(CPU=8.0, GPU=1.0))]
     init = ray.init  # only the workers' machines have a GPU
-    ray.init = lambda *given, **options: init(*given, **options) or monkeypatch.setattr(
-        torch.cuda, "is_available", lambda: True)
+    ray.init = lambda *given, **options: init(*given, **options) or [monkeypatch.setattr(
+        torch.cuda, name, lambda: 1) for name in ("is_available", "device_count")]
     assert cluster.run_study("small", gpus=0.5, shard="1/6")
     assert [config.device for config, _ in ray.ran] == ["cuda"] and ray.resources["num_gpus"] == 0.5
 
