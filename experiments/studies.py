@@ -251,10 +251,10 @@ STUDIES = {
     "ladder": Study(
         "What does each ingredient of the preset compact bring in five epochs?",
         preset="compact", epochs=(5,), seeds=2, choice=True,
-        common=dict(val_size=5000, **RESIDUAL),
+        common=dict(val_size=5000),
         protocol="With the residual network that compact had at first. Each arm changes what it "
                  "says, the last one the whole recipe. Intervals of two pairs are very wide.",
-        arms={
+        arms={name: RESIDUAL | fields for name, fields in {
             "compact": {},
             "no transformer": dict(stn=False),
             "localization rate 0.1": dict(localization_lr_scale=0.1),
@@ -267,7 +267,7 @@ STUDIES = {
                 learning_rate=0.01, localization_lr_scale=1.0, identity_weight=0.0, momentum=0.0,
                 weight_decay=0.0, schedule="constant", warmup=0.0, batch_size=64, flip=False,
                 shift=0),
-        }),
+        }.items()}),
     "precision": Study(
         "Does bf16 cost accuracy?",
         preset="tutorial", epochs=(2,), seeds=10,

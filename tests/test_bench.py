@@ -103,7 +103,8 @@ def test_the_record_here_makes_a_page_and_numbers():
     page = speed.page(found)
     for kind, record in found.items():
         assert f"\n## {kind}\n" in page and kind == run.kind_of(record["machine"])
-        assert speed.numbers(found)[f"speed.md#{kind}", OURS, "images/s"] in page
+        if "loops" in record["benchmarks"]:
+            assert speed.numbers(found)[f"speed.md#{kind}", OURS, "images/s"] in page
         assert json.dumps(record).count("null") == json.dumps(record).count('"peak_mb": null')
 
 
@@ -115,7 +116,7 @@ def test_a_process_that_fails_is_told_with_its_last_words(tmp_path, monkeypatch)
 
 
 def test_an_unknown_benchmark_is_told_with_those_there_are(tmp_path):
-    with pytest.raises(ValueError, match="benchmark: 'lops'; must be one of loops, families"):
+    with pytest.raises(ValueError, match="benchmark: 'lops'; must be one of loops, company"):
         run.run(["lops"], tmp_path)
     assert list(tmp_path.iterdir()) == []
 
