@@ -47,10 +47,11 @@ def page(found: dict[str, dict]) -> str:
 
 def numbers(found: dict[str, dict]) -> dict[tuple[str, str, str], str]:
     """(place, loop, column) -> cell, for README: place is speed.md#KIND."""
-    return {(f"speed.md#{kind}", cells["loop"], column): cell
-            for kind, record in found.items() if "loops" in record["benchmarks"]
-            for cells in loop_cells(record["benchmarks"]["loops"])
-            for column, cell in cells.items()}
+    cells_of = dict(loops=loop_cells, captured=captured_cells)
+    return {(f"speed.md#{kind}", next(iter(cells.values())), column): cell
+            for kind, record in found.items()
+            for name, result in record["benchmarks"].items() if name in cells_of
+            for cells in cells_of[name](result) for column, cell in cells.items()}
 
 
 def rates(rounds):
@@ -131,20 +132,25 @@ def company(result):
             f"{result['date'][:10]}:\n\n" + markdown(columns, rows))
 
 
-def captured(result):
-    """Milliseconds of a step, eager and captured, and their ratio."""
-    rows = []
+def captured_cells(result):
+    """One dict a preset: column -> cell."""
+    cells = []
     for name, kinds in result["raw"].items():
         middle = {kind: statistics.median(values) for kind, values in kinds.items()}
-        rows.append([name, *(f"{middle[kind]:.2f} ({min(values):.2f} to {max(values):.2f})"
-                             for kind, values in kinds.items()),
-                     f"{middle['eager'] / middle['captured']:.1f}"])
-    if not rows:
-        return ""
+        cells.append({"preset": name} | {
+            kind: f"{middle[kind]:.2f} ({min(values):.2f} to {max(values):.2f})"
+            for kind, values in kinds.items()} | {
+            "times as fast": f"{middle['eager'] / middle['captured']:.1f}"})
+    return cells
+
+
+def captured(result):
+    """Milliseconds of a step, eager and captured, and their ratio."""
+    cells = captured_cells(result)
     return (f"A training step, kernel by kernel and captured as a CUDA graph, milliseconds: median "
             f"(least to most), {result['precision']}, {result['date'][:10]}; at most "
             f"{result['peak_mb']:,.0f} MB of the card's memory:\n\n"
-            + markdown(["preset", "eager", "captured", "times as fast"], rows))
+            + markdown(list(cells[0]), [list(one.values()) for one in cells]))
 
 
 TELL = dict(loops=loops, company=company, captured=captured, families=families)
