@@ -855,13 +855,14 @@ def test_arms_differ_in_more_than_colour():
 
 def test_rotation_errors_are_shares_of_the_images():
     upright, upside_down = [30, *[0] * 34, 10], [0, *[0] * 34, 5]
-    axes, = drawn(plots.rotation_errors(dict(a=upright, b=upside_down), TITLE)).axes
+    figure = drawn(plots.rotation_errors(dict(a=upright, b=upside_down), TITLE))
+    axes, = figure.axes
     first, second = (patch.get_data() for patch in axes.patches)
     assert first.values.tolist() == pytest.approx([0.75, *[0] * 34, 0.25])
     assert second.values[-1] == 1 and first.edges.tolist() == list(range(0, 181, 5))
     chance, = axes.get_lines()
     assert set(chance.get_ydata()) == {5 / 180}  # a turn at random
-    assert legend_of(axes) == ["a", "b"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
 
 
 def test_comparison_shows_both_runs_and_what_their_test_can_tell():

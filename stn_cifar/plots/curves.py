@@ -170,7 +170,7 @@ def robustness(arms: dict[str, dict[str, dict[str, list[float]]]], title: str,
     Thin: each arm's accuracy on undistorted images, cut to the same disc, which may cost a model
     that was trained on whole images some points.
     """
-    columns = min(5, LEGEND // (max(map(len, arms)) + 8))  # of the legend
+    columns = _legend_columns(arms)
     fig = figure_page(288 + 20 * math.ceil(len(arms) / columns), title, "Flat: no harm done. Thin: "
                       "undistorted, but cut to the same disc, which may cost some by itself. "
                       "Dotted: chance.")
@@ -201,8 +201,9 @@ def robustness(arms: dict[str, dict[str, dict[str, list[float]]]], title: str,
 @own_style()
 def rotation_errors(arms: dict[str, list[int]], title: str) -> Page:
     """Rotation error after the transformer: for each arm the counts of PoseRecovery.histogram."""
-    fig = figure_page(278, title, "Upright: at the left. Upside down: at the right. Dotted: "
-                      "chance, all errors equally frequent.")
+    columns = _legend_columns(arms)
+    fig = figure_page(278 + 20 * math.ceil(len(arms) / columns), title, "Upright: at the left. "
+                      "Upside down: at the right. Dotted: chance, all errors equally frequent.")
     ax = fig.subplots()
     for (name, counts), style in zip(arms.items(), cycle(STYLES)):
         edges = np.arange(len(counts) + 1) * diagnostics.BIN
@@ -212,9 +213,15 @@ def rotation_errors(arms: dict[str, list[int]], title: str) -> Page:
     ax.set(xlabel="rotation error, degrees", xlim=(0, 180), ylim=(0, None),
            ylabel=f"share of images, per {diagnostics.BIN}°")
     ax.xaxis.set_major_locator(MultipleLocator(30))
+    ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     ax.yaxis.set_major_formatter("{x:.0%}")
-    ax.legend()
+    fig.legend(loc="outside lower center", ncols=columns, frameon=False)
     return fig
+
+
+def _legend_columns(arms):
+    """How many of the names of `arms` fit beside one another."""
+    return min(5, LEGEND // (max(map(len, arms)) + 8))
 
 
 @own_style()
