@@ -1,7 +1,10 @@
 """The commands of a clone of the repository: `python -m stn_cifar` hands them over."""
 
 import argparse
+import os
 from pathlib import Path
+
+import torch
 
 from stn_cifar.console import say
 from stn_cifar.files import check_writable, typed_path
@@ -31,6 +34,9 @@ def study(name: str, shard: str, results: Path, checkpoint_dir: Path | None, ray
         done = cluster.run_study(name, ray, results, shard, checkpoint_dir or cluster.CHECKPOINTS,
                                  cpus=cpus, gpus=gpus, **given)
         return 0 if done else FAILED
+    if cpus < 1:
+        raise ValueError(f"cpus: {cpus}; must be at least 1")
+    torch.set_num_threads(cpus)
     done = run_study(name, results, shard, checkpoint_dir, **given)
     return 0 if done else STOPPED
 
@@ -70,7 +76,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--ray", nargs="?", const=cluster.LOCAL, metavar="ADDRESS",
                      help="hand each run to a Ray cluster: HOST:6379, auto (one that runs on this "
                      "machine), or nothing (one is started here, for as long as the study takes)")
-    sub.add_argument("--cpus", type=int, default=1, help="with --ray: cores and threads of a run")
+    # one, if nothing is said: threads that share cores with another run wait for one another
+    threads = torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else 1
+    sub.add_argument("--cpus", type=int, default=threads, help="cores and threads of a run "
+                     f"(default: OMP_NUM_THREADS, else 1; here {threads}): one shard a core")
     sub.add_argument("--gpus", type=float, default=0, help="with --ray: GPUs of a run, or a part")
     sub = add(report, "bring the tables of results up to date")
     place(sub, "--results", "folder of records (default: results)", RESULTS)

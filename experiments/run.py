@@ -36,8 +36,8 @@ def run_one(this: studies.Study, name: str, run: tuple[str, int, int], results: 
             checkpoint_dir: Path | None = None, **overrides) -> tuple[str, str]:
     """Make the record of one run, (arm, epochs, seed), of `this`; what became of it, and in words.
 
-    DONE: the record is there, now or already. BUSY: another process is at it. STOPPED: by a person
-    or the system, after the epochs that `checkpoint_dir` holds. What goes wrong is raised.
+    DONE: the record is there, now or already. BUSY: another process is at it. STOPPED: by a
+    person, after the epochs that `checkpoint_dir` holds. What goes wrong is raised.
     """
     arm, budget, seed = run
     config = this.config(arm, budget, seed, **overrides)

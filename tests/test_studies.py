@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from experiments import records, run, tables
+from experiments.__main__ import main
 from experiments.studies import STUDIES, Study
 from stn_cifar import Config, Data, Split, build_model, presets
 
@@ -266,3 +267,22 @@ def test_the_library_knows_nothing_of_the_experiments():
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else (
                 [node.module or ""] if isinstance(node, ast.ImportFrom) else [])
             assert not any(name.split(".")[0] == "experiments" for name in names), path
+
+
+@pytest.mark.parametrize("said, asked, expected", [
+    (None, [], 1), ("2", [], 2), (None, ["--cpus", "3"], 3)])
+def test_a_run_has_one_thread_if_nothing_else_is_said(monkeypatch, tmp_path, said, asked, expected):
+    seen, before = [], torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if said:
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+    monkeypatch.setattr("experiments.__main__.run_study",
+                        lambda *args, **kwargs: seen.append(torch.get_num_threads()) or True)
+    try:
+        torch.set_num_threads(2)
+        command = ["study", "precision", "--results", str(tmp_path)]
+        assert main([*command, *asked]) == 0 and seen == [expected]
+        with pytest.raises(ValueError, match=r"^cpus: 0; must be at least 1"):
+            main([*command, "--cpus", "0"])
+    finally:
+        torch.set_num_threads(before)
