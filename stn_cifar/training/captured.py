@@ -14,6 +14,8 @@ class CapturedStep(Step):
     eager. Where the model cannot be captured, as one that waits for a value, that is said, and all
     steps are eager. After PyTorch's notes on CUDA graphs, "Whole-network capture".
 
+    A replay runs no Python: hooks and prints in a model are heard in the first steps only, and a
+    layer that is exchanged later is not seen (weights that are loaded in place are).
     Loss scaling (fp16) decides on the host whether to update: no graph can hold that.
     """
 

@@ -42,6 +42,9 @@ def fit(model: STNClassifier, data: Data, config: Config,
     Ctrl-C (a notebook's stop button) ends training and returns the history so far. The model is in
     evaluation mode then, and whenever it is handed out.
 
+    On CUDA the step becomes a graph after a few steps (captured.CapturedStep): several times as
+    fast, but Python in the model, such as hooks, runs no more.
+
     With `checkpoint_dir` every epoch's end is kept there, and a run that was broken off goes on
     from it, to the same result bit for bit on the same device, versions and number of threads: data
     order, dropout, augmentation and distortion depend on (config.seed, epoch) alone.
