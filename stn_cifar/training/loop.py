@@ -47,7 +47,8 @@ def fit(model: STNClassifier, data: Data, config: Config,
 
     With `checkpoint_dir` every epoch's end is kept there, and a run that was broken off goes on
     from it, to the same result bit for bit on the same device, versions and number of threads: data
-    order, dropout, augmentation and distortion depend on (config.seed, epoch) alone.
+    order, dropout, augmentation and distortion depend on (config.seed, epoch) alone. (Not so in
+    fp32 on CUDA, where cuDNN adds up in another order each time; measured on an H200.)
 
     The process is left as it was found: random state, denormal numbers. Raises ValueError where
     model, data and config do not go together; NonFiniteLoss; CheckpointError.
