@@ -837,14 +837,18 @@ def test_augmentation_is_for_training_images_only(glyph_data):
 
 
 def test_a_distortion_acts_on_the_augmented_image_on_a_larger_canvas(numbered):
-    """Shifts and holes are measured on the image, and its pose is the distortion's."""
+    """Shifts are measured on the image, holes on the canvas; its pose is the distortion's."""
     options = dict(flip=True, shift=31, cutout=20)
     fields = dict(distortion="translation", output_size=32, pose_weight=1, **options)
     images, = shown_images(numbered, **fields)
     generator = after_the_order(0, 1, 60)
-    params = augment.sample_params(numbered.train.images, 1, 0, generator, **options)
-    augmented = augment.apply(numbered.train.images, params, 20)
+    params = augment.sample_params(numbered.train.images, 1, 0, generator, canvas=48, **options)
+    augmented = augment.apply(numbered.train.images, params)
     expected = distortions.apply(augmented, distortions.sample_params("translation", 60, generator))
+    corners = params[:, augment.HOLE]
+    assert corners.max() > 32 - 20  # also where no image could have one
+    for image, (top, left) in zip(expected, corners, strict=True):
+        image[:, top:top + 20, left:left + 20] = torch.tensor([125, 123, 114])[:, None, None] / 255
     assert images.shape == (60, 3, 48, 48)
     torch.testing.assert_close(images, expected, atol=1e-4, rtol=0)
 
