@@ -136,13 +136,13 @@ STUDIES = {
         "What do networks for a GPU reach on CIFAR-10 turned by any angle?",
         preset="taught", epochs=(50,), seeds=1, angles=TURNS,
         common=dict(precision="bf16", model="strong_p4", batch_size=256, learning_rate=0.2,
-                    label_smoothing=0.1, shift=4, cutout=8),
+                    label_smoothing=0.1, shift=4, cutout=12),
         suites=TURNED_SUITES, by_class=True,
         protocol="With the classifier of strong as a p4 network. The arm whose squares were cut "
                  "out before turning is a warning: a square that turns along gives the pose away, "
                  "the transformer learns to read its sides alone, and is at chance on pictures "
                  "without one; with the true pose undone the same classifier is far ahead. Since "
-                 "then holes are cut last.",
+                 "then holes are cut last; the other arms have not been run.",
         arms={
             "p4 CNN": CNN,
             "pose-supervised STN before a p4 CNN, modulo 90°":

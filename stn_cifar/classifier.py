@@ -7,7 +7,6 @@ Each is built by a row of CLASSIFIERS, for pictures of `size` pixels a side, and
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import nn
@@ -113,24 +112,23 @@ def separable(inputs, outputs, kernel=3, halve=False):
         nn.Conv2d(inputs, outputs, 1, bias=False), *pool, nn.BatchNorm2d(outputs))
 
 
-class SeparableClassifier(nn.Module):
-    """Residual depthwise-separable blocks: `blocks` of them at each resolution, halved between."""
+class SeparableClassifier(nn.Sequential):
+    """Residual depthwise-separable blocks, at the size of the picture, a half and a quarter."""
 
-    def __init__(self, channels, size, num_classes, width, widths, blocks, kernels):
-        super().__init__()
-        widths = [max(1, round(width * n)) for n in widths]
-        layers = [convolution(channels, widths[0]), nn.SiLU()]
-        for before, now, count, kernel in zip([None, *widths], widths, blocks, kernels,
-                                              strict=False):
-            if before:
-                layers += [separable(before, now, halve=True), nn.SiLU()]
-            for _ in range(count):
+    STAGES = ((24, 1, 3), (48, 3, 5), (77, 2, 5))  # channels, blocks, side of their filters
+
+    def __init__(self, channels, size, num_classes, width):
+        layers, before = [], None
+        for count, blocks, kernel in self.STAGES:
+            now = max(1, round(width * count))
+            layers += [separable(before, now, halve=True) if before else convolution(channels, now),
+                       nn.SiLU()]
+            for _ in range(blocks):
                 layers += [Residual(separable(now, now, kernel)), nn.SiLU()]
-        self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.head = nn.Linear(feature_size(self.features, channels, size), num_classes)
-
-    def forward(self, images):
-        return self.head(self.features(images))
+            before = now
+        features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        head = nn.Linear(feature_size(features, channels, size), num_classes)
+        super().__init__(OrderedDict(features=features, head=head))
 
 
 class StrongClassifier(nn.Module):
@@ -236,10 +234,7 @@ CLASSIFIERS = {
     "tutorial": Classifier(lambda c, size, n, width: TutorialClassifier(c, size, n), "tutorial",
                            scalable=False),
     "compact": Classifier(CompactClassifier, "compact"),
-    "separable": Classifier(partial(SeparableClassifier, widths=(24, 48, 77), blocks=(1, 3, 2),
-                                    kernels=(3, 5, 5)), "compact"),
-    "separable16": Classifier(partial(SeparableClassifier, widths=(24, 67), blocks=(0, 5),
-                                      kernels=(3, 5)), "compact"),
+    "separable": Classifier(SeparableClassifier, "compact"),
     "strong": Classifier(StrongClassifier, "compact"),
     "strong_p4": Classifier(lambda *args: StrongClassifier(*args, p4=True), "light",
                             p4_invariant=True),

@@ -19,6 +19,7 @@ from stn_cifar.presets import PRESETS
 from stn_cifar.stn import assemble
 from stn_cifar.training.captured import CapturedStep, make_step
 from stn_cifar.training.evaluation import flip_shift_views, rotated_views, top_k_poses, true_pose
+from stn_cifar.training.loop import step_options
 from stn_cifar.training.optim import make_optimizer, set_learning_rate
 from stn_cifar.training.precision import DTYPES, autocast
 from stn_cifar.training.step import Step
@@ -75,10 +76,7 @@ def train_step(config, precision, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "backward", backward)
     optimizer = make_optimizer(model, config.learning_rate, config.localization_lr_scale,
                                config.momentum, config.weight_decay)
-    step = Step(model, train, optimizer, precision, augmentation=dict(
-        flip=config.flip, shift=config.shift, cutout=config.cutout), distortion=config.distortion,
-        label_smoothing=config.label_smoothing, loss_weights=config.loss_weights(),
-        max_scale=config.max_scale)
+    step = Step(model, train, optimizer, precision, **step_options(config))
     step.sample_epoch(1, config.seed, torch.Generator().manual_seed(0))
     return model, step(torch.arange(10, device=CUDA), config.teacher_forcing)
 
@@ -183,10 +181,7 @@ def test_a_captured_step_does_what_the_step_does(name, precision):
         model = build_model(config).train()
         optimizer = make_optimizer(model, config.learning_rate, config.localization_lr_scale,
                                    config.momentum, config.weight_decay, fused=True)
-        step = kind(model, train, optimizer, precision, augmentation=dict(
-            flip=config.flip, shift=config.shift, cutout=config.cutout),
-            distortion=config.distortion, label_smoothing=config.label_smoothing,
-            loss_weights=config.loss_weights(), max_scale=config.max_scale)
+        step = kind(model, train, optimizer, precision, **step_options(config))
         generator, found = torch.Generator().manual_seed(0), []
         torch.manual_seed(1)
         for epoch in (1, 2):  # poses of the second, in place

@@ -6,6 +6,7 @@ import torch
 
 from stn_cifar import Config, Split, build_model
 from stn_cifar.training.captured import CapturedStep
+from stn_cifar.training.loop import step_options
 from stn_cifar.training.optim import make_optimizer
 from stn_cifar.training.precision import resolve
 from stn_cifar.training.step import Step
@@ -51,10 +52,7 @@ def started(config, kind, device):
     train = Split(images, torch.arange(IMAGES) % 10).to(device)
     model = build_model(config).train()
     optimizer = make_optimizer(model, 0.001, fused=True)
-    step = kind(model, train, optimizer, resolve(config.precision, device),
-                augmentation=dict(flip=config.flip, shift=config.shift, cutout=config.cutout),
-                distortion=config.distortion, label_smoothing=config.label_smoothing,
-                loss_weights=config.loss_weights(), max_scale=config.max_scale)
+    step = kind(model, train, optimizer, resolve(config.precision, device), **step_options(config))
     step.sample_epoch(1, 0, generator)
     milliseconds(step, config, 6)
     return step

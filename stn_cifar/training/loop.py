@@ -80,6 +80,13 @@ def _denormals_flushed():
         torch.set_flush_denormal(not were_kept)
 
 
+def step_options(config: Config) -> dict:
+    """What Step takes of `config`."""
+    return dict(augmentation=dict(flip=config.flip, shift=config.shift, cutout=config.cutout),
+                distortion=config.distortion, label_smoothing=config.label_smoothing,
+                loss_weights=config.loss_weights(), max_scale=config.max_scale)
+
+
 def _fit(model, data, config, device, folder, on_epoch_end):
     model, train = model.to(device), data.train.to(device)
     precision = resolve(config.precision, device)
@@ -88,10 +95,7 @@ def _fit(model, data, config, device, folder, on_epoch_end):
     fused = True if device.type in ("cpu", "cuda") and precision != "fp16" else None
     optimizer = make_optimizer(model, config.learning_rate, config.localization_lr_scale,
                                config.momentum, config.weight_decay, fused)
-    step = make_step(model, train, optimizer, precision,
-                     augmentation=dict(flip=config.flip, shift=config.shift, cutout=config.cutout),
-                     distortion=config.distortion, label_smoothing=config.label_smoothing,
-                     loss_weights=config.loss_weights(), max_scale=config.max_scale)
+    step = make_step(model, train, optimizer, precision, **step_options(config))
     same = dict(dataset=data.name, training_images=len(train), classes=list(data.classes),
                 input_shape=list(model.input_shape), num_classes=model.num_classes,
                 precision=precision)
