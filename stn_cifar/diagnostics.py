@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import distortions, transforms
+from . import distortions, matrices, transforms
 from .sampler import outside_share
 
 # When `findings` speaks. Tried on CIFAR-10 and glyphs: a transformer that undoes any of the known
@@ -141,7 +141,7 @@ def readable(theta: Tensor) -> dict[str, Tensor]:
     finite = theta.flatten(1).isfinite().all(dim=1)
     if theta.shape[-1] == 2:
         theta = _nearest_affine(theta)
-    pose = transforms.decompose(theta)
+    pose = matrices.decompose(theta)
     columns = dict(rotation=pose.angle.rad2deg(), scale=pose.scale, shear=pose.shear,
                    shift_x=pose.shift_x, shift_y=pose.shift_y)
     infinite = dict(scale=math.inf)
@@ -274,6 +274,6 @@ def pose_recovery(applied: Tensor | None, predicted: Tensor) -> PoseRecovery | N
     """
     if applied is None or applied.shape[-1] != 3 or predicted.shape[-1] != 3:
         return None
-    rest = transforms.decompose(transforms.compose(applied.cpu(), predicted.cpu()))
+    rest = matrices.decompose(matrices.compose(applied.cpu(), predicted.cpu()))
     shift = torch.hypot(rest.shift_x, rest.shift_y)
     return PoseRecovery(rest.angle.abs().rad2deg(), rest.scale.log(), shift)

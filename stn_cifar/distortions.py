@@ -33,7 +33,7 @@ from .sampler import sample
 from .transforms import FAMILIES, TPS_POINTS, constant, control_points
 
 # A pose's quantities, and their values where nothing is done. theta is [A | shift] with
-# A = R(angle) [[scale_x, scale_x shear], [0, scale_y]], as transforms.decompose takes it apart.
+# A = R(angle) [[scale_x, scale_x shear], [0, scale_y]], as matrices.decompose takes it apart.
 UPRIGHT = dict(angle=0.0,  # degrees, the content turns counter-clockwise
                scale=1.0,  # sqrt(scale_x scale_y), above 1 it looks smaller
                aspect=1.0, shear=0.0,  # scale_x / scale_y

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from . import transforms
+from . import matrices
 
 TARGET_STD = 1.3  # bins: width of the target around the true pose
 DECODE_REACH = 2  # bins on either side of the likeliest one that decoding averages over
@@ -134,10 +134,10 @@ def true_params(applied, transform):
     """
     # the inverse up to a factor, by cross products: torch.linalg.inv checks for singular maps, for
     # which a GPU waits
-    a, b, c = transforms.homogeneous(applied).unbind(1)
+    a, b, c = matrices.homogeneous(applied).unbind(1)
     rows = torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)
     inverse = torch.stack(rows, dim=2)
-    pose = transforms.decompose(inverse / inverse[:, 2:, 2:])
+    pose = matrices.decompose(inverse / inverse[:, 2:, 2:])
     quantities = [pose.angle, pose.scale.log(), pose.shift_x, pose.shift_y]
     return torch.stack(quantities[:len(AXES[transform])], dim=1)
 

@@ -1,7 +1,7 @@
 """The spatial transformer (Jaderberg et al. 2015, arXiv 1506.02025): a module for any network.
 
-It knows no data set, no classifier and no Config: with transforms.py, sampler.py and pose_bins.py
-it needs nothing but torch.
+It knows no data set, no classifier and no Config: with transforms.py, matrices.py, sampler.py
+and pose_bins.py it needs nothing but torch.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from . import transforms
+from . import matrices, transforms
 from .pose_bins import PoseBins
 from .sampler import INTERPOLATIONS, PADDING_MODES, sample
 
@@ -81,7 +81,7 @@ class GridWarper(nn.Module):
             raise ValueError(f"transform: {self.family.name!r} has no inverse in closed form; "
                              "unwarp needs a matrix family, such as 'affine'")
         try:
-            inverse = transforms.inverse(theta)
+            inverse = matrices.inverse(theta)
         except torch.linalg.LinAlgError as error:
             raise ValueError("theta: it maps the picture to a line or a point, which cannot be "
                              "undone") from error
@@ -163,7 +163,7 @@ class SpatialTransformer(nn.Module):
                 params, pose_logits = self.pose_bins.decode(params).params, params
             step = self.warper.theta(params)
             with torch.autocast(images.device.type, enabled=False):  # in the maps' own precision
-                theta = step if theta is None else transforms.compose(theta, step)
+                theta = step if theta is None else matrices.compose(theta, step)
         return theta, pose_logits
 
 

@@ -26,9 +26,10 @@ from stn_cifar.diagnostics import (
     summary,
     wilson_interval,
 )
+from stn_cifar.matrices import compose, inverse
 from stn_cifar.spatial_transformer import Alignment, GridWarper
 from stn_cifar.stn import CIFAR10_STD, STNClassifier
-from stn_cifar.transforms import FAMILIES, compose, control_points, inverse
+from stn_cifar.transforms import FAMILIES, control_points
 
 MEAN_SQUARE = 2 * (1 - 1 / 32**2) / 3  # distance of 32 x 32 pixels' centres from the middle
 

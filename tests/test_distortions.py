@@ -16,8 +16,9 @@ from scipy.stats import kstest
 from stn_cifar import Config, distortions, load_data
 from stn_cifar.data.cifar10 import DataError
 from stn_cifar.distortions import DISTORTIONS, apply, distort, sample_params
+from stn_cifar.matrices import decompose, inverse
 from stn_cifar.sampler import sample
-from stn_cifar.transforms import FAMILIES, MAX_TILT, control_points, decompose, inverse
+from stn_cifar.transforms import FAMILIES, MAX_TILT, control_points
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 NAMES = list(DISTORTIONS)

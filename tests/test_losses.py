@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from stn_cifar import Config, Data, build_model, distortions, fit
+from stn_cifar.matrices import inverse
 from stn_cifar.pose_bins import TARGET_STD, PoseBins
 from stn_cifar.spatial_transformer import Alignment
 from stn_cifar.training.losses import LOSSES, Known, transformer_loss
-from stn_cifar.transforms import FAMILIES, inverse
+from stn_cifar.transforms import FAMILIES
 
 MEAN_SQUARE = 2 * (1 - 1 / 32**2) / 3  # distance of 32 x 32 pixels' centres from the middle
 

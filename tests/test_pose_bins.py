@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stn_cifar import Config, build_model, distortions, fit, transforms
+from stn_cifar import Config, build_model, distortions, fit, matrices, transforms
 from stn_cifar.data import Data, Split
 from stn_cifar.pose_bins import PoseBins, true_params
 
@@ -117,7 +117,7 @@ def test_descent_on_the_loss_leads_to_the_pose_of_a_similarity():
         bins.loss(logits, true).backward()
         optimizer.step()
     predicted = transforms.FAMILIES["similarity"].theta(bins.decode(logits).params)
-    left = transforms.decompose(transforms.compose(applied, predicted))
+    left = matrices.decompose(matrices.compose(applied, predicted))
     assert left.angle.abs().max() < math.radians(2)
     assert left.scale.log().abs().max() < 0.02
     assert max(left.shift_x.abs().max(), left.shift_y.abs().max()) < 0.03
@@ -126,7 +126,7 @@ def test_descent_on_the_loss_leads_to_the_pose_of_a_similarity():
 @pytest.mark.parametrize("name", ["rotation", "similarity", "affine", "projective"])
 def test_the_true_parameters_are_those_of_the_inverse(name):
     applied = distortions.sample_params(name, 20, torch.Generator().manual_seed(0)).theta
-    pose = transforms.decompose(transforms.inverse(applied))
+    pose = matrices.decompose(matrices.inverse(applied))
     expected = torch.stack([pose.angle, pose.scale.log(), pose.shift_x, pose.shift_y], dim=1)
     found = true_params(applied, "similarity")
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from stn_cifar.matrices import homogeneous
 from stn_cifar.sampler import PADDING_MODES, outside_share, sample
-from stn_cifar.transforms import FAMILIES, homogeneous
+from stn_cifar.transforms import FAMILIES
 
 # what scipy and numpy call them, for images that end half a pixel outside their outer pixels
 SCIPY_MODE = {"zeros": "grid-constant", "border": "nearest", "reflection": "reflect"}

@@ -11,9 +11,10 @@ from scipy import ndimage
 from torch import nn
 
 from stn_cifar import SpatialTransformer
+from stn_cifar.matrices import inverse
 from stn_cifar.pose_bins import PoseBins
 from stn_cifar.spatial_transformer import GridWarper, IdentityTransformer, start_at
-from stn_cifar.transforms import FAMILIES, identity_grid, inverse
+from stn_cifar.transforms import FAMILIES, identity_grid
 
 MATRIX = [name for name, family in FAMILIES.items() if family.is_matrix]
 SHAPES = [(3, 32, 32), (1, 40, 40), (3, 33, 47), (5, 16, 64)]

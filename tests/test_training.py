@@ -24,6 +24,7 @@ from stn_cifar import (
     distortions,
     evaluate,
     fit,
+    matrices,
     transforms,
 )
 from stn_cifar.data import augment
@@ -233,7 +234,7 @@ def test_training_loss_includes_the_terms_of_the_transformer(glyph_data, fields)
         applied = distortions.sample_params(fields["distortion"], 203, generator).theta
     # the transformer still predicts the identity: what is left is the pose itself
     grid = transforms.FAMILIES["affine"].grid_of(torch.eye(2, 3)[None], 32)
-    term = (transforms.apply(applied, grid) - grid).square().sum(-1).mean().item()
+    term = (matrices.apply(applied, grid) - grid).square().sum(-1).mean().item()
     assert term > 0.05 and losses[1] - losses[0] == pytest.approx(2 * term, rel=1e-3)
 
 
@@ -254,7 +255,7 @@ def test_teacher_forcing_is_annealed_to_0_and_shows_the_classifier_the_true_pose
         fit(model, data, model.config)
     expected = [probability * (1 - k / 8) for probability in (1, 0.25, 0) for k in range(8)]
     assert [forced for _, forced in asked] == pytest.approx(expected)
-    x, y = transforms.inverse(data.train.poses[asked[0][0]])[:, :, 0].T  # of a similarity
+    x, y = matrices.inverse(data.train.poses[asked[0][0]])[:, :, 0].T  # of a similarity
     angle = torch.atan2(y, x)
     undone = torch.stack([angle.cos(), -angle.sin(), 0 * x, angle.sin(), angle.cos(), 0 * x], 1)
     torch.testing.assert_close(thetas[0], undone.reshape(-1, 2, 3), atol=1e-5, rtol=0)

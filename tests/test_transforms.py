@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.interpolate import RBFInterpolator
 
-from stn_cifar import transforms
+from stn_cifar import matrices, transforms
+from stn_cifar.matrices import compose, decompose, homogeneous, inverse
 from stn_cifar.sampler import PADDING_MODES, sample
-from stn_cifar.transforms import FAMILIES, compose, decompose, homogeneous, inverse
+from stn_cifar.transforms import FAMILIES
 
 MATRIX = [name for name, family in FAMILIES.items() if family.is_matrix]
 AFFINE = [name for name in MATRIX if name != "projective"]
@@ -206,7 +207,7 @@ def test_thin_plate_spline_with_affinely_moved_control_points_is_that_affine_map
 @pytest.mark.parametrize("name", MATRIX)
 def test_apply_sends_any_points_where_the_matrix_does(name):
     theta, points = random_theta(name, 19), output_centres(*OUTPUT)
-    found = transforms.apply(theta, torch.from_numpy(points).reshape(1, *OUTPUT, 2))
+    found = matrices.apply(theta, torch.from_numpy(points).reshape(1, *OUTPUT, 2))
     for moved, matrix in zip(found, theta, strict=True):
         np.testing.assert_allclose(moved.reshape(-1, 2), apply_matrix(matrix, points), atol=1e-12)
     close(found, FAMILIES[name].grid_of(theta, OUTPUT))

@@ -9,8 +9,9 @@ from .curves import (compare, confusion, curves, robustness, rotation_errors, th
                      theta_histograms)
 from .diagrams import families
 from .film import Film, Live
-from .images import (class_means, first_of_each_class, mistakes, pairs, sampled_regions, samples,
-                     single_image, strip, title_of, turned_and_upright)
+from .images import (class_means, first_of_each_class, mistakes, pairs, samples, strip, title_of,
+                     turned_and_upright)
+from .regions import sampled_regions, single_image
 from .style import (BLUE, GREEN, GREY, ORANGE, RED, STYLES, figure_page, light_png, own_style,
                     save)
 

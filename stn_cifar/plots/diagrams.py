@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..sampler import sample
 from ..transforms import FAMILIES, Family
-from .images import draw_region, region
+from .regions import draw_region, region
 from .style import Page, figure_page, own_style, show
 
 EXAMPLES = {  # parameters that show what a family can do

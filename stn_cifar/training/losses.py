@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .. import transforms
+from .. import matrices, transforms
 
 
 class Known(NamedTuple):
@@ -51,7 +51,7 @@ def pose(alignment, known):
     if alignment.pose_logits is not None:
         return known.pose_bins.loss(alignment.pose_logits, known.true_params)
     grid = alignment.grid
-    undone = transforms.apply(known.applied, grid)  # applied(predicted(p)): p, if all is undone
+    undone = matrices.apply(known.applied, grid)  # applied(predicted(p)): p, if all is undone
     return (undone - transforms.identity_grid(grid)).square().sum(-1).mean()
 
 
