@@ -46,7 +46,8 @@ def run_one(this: studies.Study, name: str, run: tuple[str, int, int], results: 
     with records.claim(path) as ours:
         if not ours:
             return BUSY, f"another process is at it: {path}"
-        if there := _find(path.parent, records.identity(config.to_dict(), precision), seed):
+        identity = records.identity(config.to_dict(), precision)
+        if there := _find(this, path.parent, identity, seed):
             return DONE, f"there already: {there}"
         say(f"{name}: {arm}, {budget} epochs, seed {seed}")
         folder = checkpoint_dir and Path(checkpoint_dir) / name / path.stem
@@ -62,15 +63,21 @@ def run_one(this: studies.Study, name: str, run: tuple[str, int, int], results: 
         return DONE, f"{record['test']['accuracy']:.1%}, {seconds:.0f} s of training: {path}"
 
 
-def _find(folder: Path, identity: frozenset, seed: int) -> Path | None:
-    """The record of this run in `folder`, under whatever name; what is no record is told."""
+def _find(this: studies.Study, folder: Path, identity: frozenset, seed: int) -> Path | None:
+    """The record of this run in `folder`, under whatever name; what is no record is told.
+
+    One that lacks what `this` tests besides is of a run that was ended before it: it is made again,
+    from the last checkpoint where there is one.
+    """
+    asked = {key for key, wanted in (("suites", this.suites), ("against", this.angles)) if wanted}
     for path in sorted(folder.glob("*.json")):
         try:
             record = records.read(path)
         except records.RecordError as error:
             say(f"note: {error}; it counts as missing")
             continue
-        if record["seed"] == seed and records.identity_of(record) == identity:
+        ours = record["seed"] == seed and records.identity_of(record) == identity
+        if ours and asked <= record.keys():
             return path
     return None
 

@@ -286,3 +286,28 @@ def test_a_run_has_one_thread_if_nothing_else_is_said(monkeypatch, tmp_path, sai
             main([*command, "--cpus", "0"])
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_run_that_was_ended_before_its_further_tests_is_made_again(tmp_path, monkeypatch):
+    made, this = [], Study("?", "tutorial", {"one": dict(device="cpu")}, epochs=(1,), seeds=1,
+                           common=dict(precision="fp32"), angles=(0, 90))
+
+    def experiment(config, folder):
+        made.append(config)
+        return None, None, made_up.record(this, "one", 1)
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(STUDIES, "ended", this)
+    monkeypatch.setattr(run.experiment, "run", experiment)
+    monkeypatch.setattr(run, "more_tests", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.run_study("ended", tmp_path)
+    assert len(list(tmp_path.glob("ended/*.json"))) == 1  # what was measured is kept
+    monkeypatch.setattr(run, "more_tests", lambda *args: dict(against={}))
+    for _ in range(2):
+        assert run.run_study("ended", tmp_path)
+    assert len(made) == 2  # and then it is there
+    path, = tmp_path.glob("ended/*.json")
+    assert "against" in records.read(path)
