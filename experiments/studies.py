@@ -198,6 +198,7 @@ STUDIES = {
         arms={
             "tutorial": {},
             "compact": dict(preset="compact"),
+            "compact, no transformer": dict(preset="compact", stn=False),
             "compact, residual": dict(preset="compact", **RESIDUAL),
             "strong": dict(preset="strong", epochs=(40,)),
             "strong, half the width":
