@@ -24,15 +24,28 @@ class Alignment(NamedTuple):
     pose_logits: torch.Tensor | None = None  # (B, num_logits), where it predicts pose bins
 
 
-class GridWarper(nn.Module):
-    """Grid generator + sampler of one transformer family: warps images, and undoes it on maps.
+class SpatialTransformer(nn.Module):
+    """Localization network + grid generator + sampler, in front of any network.
 
+    localization: any module (B, C, H, W) -> (B, num_params of the family), or -> (B,
+        pose_bins.num_logits). The constructor zeroes its last layer with weights, and sets that
+        layer's bias to the identity's parameters: a fresh transformer returns its input exactly.
+        initialize=False leaves it as it is (for a trained one).
     transform: a name in transforms.FAMILIES. output_size: an int or (H, W), None: the input's.
     padding_mode, interpolation, supersample: as `sampler.sample` has them.
+    iterations: alignment steps. Each predicts from the image warped so far, and every one samples
+        the ORIGINAL image through the composed map (Lin & Lucey 2017, arXiv 1612.03897), so borders
+        and blur do not pile up. Matrix families only.
+    pose_bins: a PoseBins, for a localization network that predicts a distribution over poses.
+
+    Images may have any size, number of channels and floating point type; coordinates are float32
+    at least. Unknown names, and arguments that do not go together, are a ValueError.
     """
 
-    def __init__(self, transform="affine", output_size=None, padding_mode="zeros",
-                 interpolation="bilinear", supersample=1):
+    def __init__(self, localization: nn.Module, transform: str = "affine",
+                 output_size: int | Sequence[int] | None = None, padding_mode: str = "zeros",
+                 interpolation: str = "bilinear", supersample: int = 1, iterations: int = 1,
+                 pose_bins: PoseBins | None = None, initialize: bool = True):
         super().__init__()
         for name, value, choices in (("transform", transform, transforms.FAMILIES),
                                      ("padding_mode", padding_mode, PADDING_MODES),
@@ -40,17 +53,38 @@ class GridWarper(nn.Module):
             if value not in choices:
                 raise ValueError(f"{name}: {value!r} is unknown; must be one of "
                                  f"{', '.join(map(repr, choices))}")
+        check_iterations(iterations, transform, pose_bins)
+        if pose_bins and pose_bins.transform != transform:
+            raise ValueError(f"pose_bins: made for transform={pose_bins.transform!r}, but this is "
+                             f"transform={transform!r}")
+        self.localization, self.iterations, self.pose_bins = localization, iterations, pose_bins
         self.family = transforms.FAMILIES[transform]
         self.output_size = None if output_size is None else _height_width(output_size)
         self.padding_mode, self.interpolation = padding_mode, interpolation
         self.supersample = supersample
+        if initialize:
+            start_at(localization, pose_bins.initial_logits() if pose_bins
+                     else self.family.identity())
 
-    def theta(self, params):
-        """theta of `params` (B, num_params), float32 at least, even under autocast."""
-        with torch.autocast(params.device.type, enabled=False):
-            return self.family.theta(params.to(torch.promote_types(params.dtype, torch.float32)))
+    def forward(self, images: torch.Tensor, true_params: torch.Tensor | None = None,
+                teacher_forcing: float | None = None) -> Alignment:
+        """Alignment of `images` (B, C, H, W), floating point.
 
-    def forward(self, images, theta, size=None):
+        true_params: (B, num_params) of a known pose, used in the prediction's place.
+        teacher_forcing: the probability, for each image, that they are; None: always, and nothing
+        is predicted.
+        """
+        if true_params is not None and teacher_forcing is None:
+            theta, pose_logits = self._theta(true_params), None
+        else:
+            theta, pose_logits = self._predict(images)
+        if true_params is not None and teacher_forcing is not None:
+            forced = torch.rand(theta.shape[0], device=theta.device) < teacher_forcing
+            theta = torch.where(forced[:, None, None], self._theta(true_params), theta)
+        warped, grid = self.warp(images, theta)
+        return Alignment(warped, theta, grid, pose_logits)
+
+    def warp(self, images, theta, size=None):
         """(warped, grid) of `images` (B, C, H, W) under `theta`; size: another output size."""
         height, width = _height_width(size or self.output_size or images.shape[-2:])
         grid = self.family.grid_of(theta, (self.supersample * height, self.supersample * width))
@@ -58,17 +92,6 @@ class GridWarper(nn.Module):
         if (height, width) == tuple(images.shape[-2:]) and self.supersample == 1:
             warped = self._exact_identity(images, warped, theta)
         return warped, grid
-
-    def _exact_identity(self, images, warped, theta):
-        """`warped`, but where theta is the identity the very images; gradients as they were.
-
-        At sizes that are no power of two coordinates are rounded, and warped is off by some 1e-5.
-        """
-        if all(size & (size - 1) == 0 for size in images.shape[-2:]):
-            return warped
-        identity = self.family.theta(self.family.identity()[None].to(theta))
-        is_identity = (theta == identity).flatten(1).all(dim=1)[:, None, None, None]
-        return torch.where(is_identity, images.detach() + (warped - warped.detach()), warped)
 
     def unwarp(self, maps, theta, size=None):
         """`maps` (B, K, H', W') on the warped images, such as heat maps, back on the originals.
@@ -88,83 +111,39 @@ class GridWarper(nn.Module):
         grid = self.family.grid_of(inverse, _height_width(size or maps.shape[-2:]))
         return sample(maps, grid, "zeros", self.interpolation)
 
-    def extra_repr(self):
-        return (f"{self.family.name!r}, output_size={self.output_size}, "
-                f"padding_mode={self.padding_mode!r}, interpolation={self.interpolation!r}, "
-                f"supersample={self.supersample}")
-
-
-class SpatialTransformer(nn.Module):
-    """Localization network + grid generator + sampler, in front of any network.
-
-    localization: any module (B, C, H, W) -> (B, num_params of the family), or -> (B,
-        pose_bins.num_logits). The constructor zeroes its last layer with weights, and sets that
-        layer's bias to the identity's parameters: a fresh transformer returns its input exactly.
-        initialize=False leaves it as it is (for a trained one).
-    transform: a name in transforms.FAMILIES. output_size: an int or (H, W), None: the input's.
-    iterations: alignment steps. Each predicts from the image warped so far, and every one samples
-        the ORIGINAL image through the composed map (Lin & Lucey 2017, arXiv 1612.03897), so borders
-        and blur do not pile up. Matrix families only.
-    pose_bins: a PoseBins, for a localization network that predicts a distribution over poses.
-
-    Images may have any size, number of channels and floating point type; coordinates are float32
-    at least. Unknown names, and arguments that do not go together, are a ValueError.
-    """
-
-    def __init__(self, localization: nn.Module, transform: str = "affine",
-                 output_size: int | Sequence[int] | None = None, padding_mode: str = "zeros",
-                 interpolation: str = "bilinear", supersample: int = 1, iterations: int = 1,
-                 pose_bins: PoseBins | None = None, initialize: bool = True):
-        super().__init__()
-        self.warper = GridWarper(transform, output_size, padding_mode, interpolation, supersample)
-        check_iterations(iterations, transform, pose_bins)
-        if pose_bins and pose_bins.transform != transform:
-            raise ValueError(f"pose_bins: made for transform={pose_bins.transform!r}, but this is "
-                             f"transform={transform!r}")
-        self.localization, self.iterations, self.pose_bins = localization, iterations, pose_bins
-        if initialize:
-            start_at(localization, pose_bins.initial_logits() if pose_bins
-                     else self.family.identity())
-
-    @property
-    def family(self):
-        """The row of transforms.FAMILIES."""
-        return self.warper.family
-
-    def forward(self, images: torch.Tensor, true_params: torch.Tensor | None = None,
-                teacher_forcing: float | None = None) -> Alignment:
-        """Alignment of `images` (B, C, H, W), floating point.
-
-        true_params: (B, num_params) of a known pose, used in the prediction's place.
-        teacher_forcing: the probability, for each image, that they are; None: always, and nothing
-        is predicted.
-        """
-        if true_params is not None and teacher_forcing is None:
-            theta, pose_logits = self.warper.theta(true_params), None
-        else:
-            theta, pose_logits = self._predict(images)
-        if true_params is not None and teacher_forcing is not None:
-            forced = torch.rand(theta.shape[0], device=theta.device) < teacher_forcing
-            theta = torch.where(forced[:, None, None], self.warper.theta(true_params), theta)
-        warped, grid = self.warper(images, theta)
-        return Alignment(warped, theta, grid, pose_logits)
-
-    def unwarp(self, maps, theta, size=None):
-        """Undo the transform on output maps (B, K, H', W'): see GridWarper.unwarp."""
-        return self.warper.unwarp(maps, theta, size)
-
     def _predict(self, images):
         """(theta, pose logits or None) of `images`, over all iterations."""
         theta = pose_logits = None
         for _ in range(self.iterations):
-            view = images if theta is None else self.warper(images, theta, images.shape[-2:])[0]
+            view = images if theta is None else self.warp(images, theta, images.shape[-2:])[0]
             params = self.localization(view)
             if self.pose_bins:
                 params, pose_logits = self.pose_bins.decode(params).params, params
-            step = self.warper.theta(params)
+            step = self._theta(params)
             with torch.autocast(images.device.type, enabled=False):  # in the maps' own precision
                 theta = step if theta is None else matrices.compose(theta, step)
         return theta, pose_logits
+
+    def _theta(self, params):
+        """theta of `params` (B, num_params), float32 at least, even under autocast."""
+        with torch.autocast(params.device.type, enabled=False):
+            return self.family.theta(params.to(torch.promote_types(params.dtype, torch.float32)))
+
+    def _exact_identity(self, images, warped, theta):
+        """`warped`, but where theta is the identity the very images; gradients as they were.
+
+        At sizes that are no power of two coordinates are rounded, and warped is off by some 1e-5.
+        """
+        if all(size & (size - 1) == 0 for size in images.shape[-2:]):
+            return warped
+        identity = self.family.theta(self.family.identity()[None].to(theta))
+        is_identity = (theta == identity).flatten(1).all(dim=1)[:, None, None, None]
+        return torch.where(is_identity, images.detach() + (warped - warped.detach()), warped)
+
+    def extra_repr(self):
+        return (f"{self.family.name!r}, output_size={self.output_size}, "
+                f"padding_mode={self.padding_mode!r}, interpolation={self.interpolation!r}, "
+                f"supersample={self.supersample}")
 
 
 class IdentityTransformer(SpatialTransformer):
@@ -181,13 +160,13 @@ class IdentityTransformer(SpatialTransformer):
     def forward(self, images, true_params=None, teacher_forcing=None):
         """Alignment of `images` under the identity; true_params: as in SpatialTransformer."""
         size = tuple(images.shape[-2:])
-        if true_params is None and self.warper.output_size in (None, size):
+        if true_params is None and self.output_size in (None, size):
             theta, _ = self._predict(images)
             return Alignment(images, theta, self.family.grid_of(theta, size))
         return super().forward(images, true_params, teacher_forcing)
 
     def _predict(self, images):
-        return self.warper.theta(self.identity.expand(images.shape[0], -1)), None
+        return self._theta(self.identity.expand(images.shape[0], -1)), None
 
 
 def check_iterations(iterations, transform, pose_bins=None):

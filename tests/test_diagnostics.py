@@ -27,7 +27,7 @@ from stn_cifar.diagnostics import (
     wilson_interval,
 )
 from stn_cifar.matrices import compose, inverse
-from stn_cifar.spatial_transformer import Alignment, GridWarper
+from stn_cifar.spatial_transformer import Alignment, SpatialTransformer
 from stn_cifar.stn import CIFAR10_STD, STNClassifier
 from stn_cifar.transforms import FAMILIES, control_points
 
@@ -63,11 +63,12 @@ class Prescribed(torch.nn.Module):
 
     def __init__(self, theta, family):
         super().__init__()
-        self.warper, self.batches = GridWarper(family), iter(theta.split(1000))
+        self.transformer = SpatialTransformer(torch.nn.Identity(), family, initialize=False)
+        self.batches = iter(theta.split(1000))
 
     def forward(self, images, *_):
         theta = next(self.batches)
-        warped, grid = self.warper(images, theta)
+        warped, grid = self.transformer.warp(images, theta)
         return Alignment(warped, theta, grid)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from stn_cifar import SpatialTransformer
 from stn_cifar.matrices import inverse
 from stn_cifar.pose_bins import PoseBins
-from stn_cifar.spatial_transformer import GridWarper, IdentityTransformer, start_at
+from stn_cifar.spatial_transformer import IdentityTransformer, start_at
 from stn_cifar.transforms import FAMILIES, identity_grid
 
 MATRIX = [name for name, family in FAMILIES.items() if family.is_matrix]
@@ -42,6 +42,11 @@ def looking(transform="affine", channels=3, reach=0.3, outputs=None, **options):
     transformer = SpatialTransformer(network(outputs, channels), transform, **options)
     nn.init.normal_(transformer.localization[-1].weight, std=reach, generator=rng(1))
     return transformer.eval()
+
+
+def without_network(transform):
+    """A transformer for `warp` and `unwarp` alone, which need no prediction."""
+    return SpatialTransformer(nn.Identity(), transform, initialize=False)
 
 
 def predicting(params, transform, **options):
@@ -366,21 +371,23 @@ def test_what_was_warped_comes_back_where_the_transformer_looked(name):
 
 def test_unwarp_sees_over_a_horizon_that_the_original_centre_lies_beyond():
     theta = torch.tensor([[[0.5, 0, 0.8], [0, 0.5, 0.8], [0.4, 0.4, 1]]])
-    warper, maps = GridWarper("projective"), torch.ones(1, 1, 64, 64)
-    matrix, originals = theta[0].double(), identity_grid(warper(maps, theta)[1])[0].double()
+    transformer, maps = without_network("projective"), torch.ones(1, 1, 64, 64)
+    _, grid = transformer.warp(maps, theta)
+    matrix, originals = theta[0].double(), identity_grid(grid)[0].double()
     homogeneous = F.pad(originals, (0, 1), value=1)
     seen_at = homogeneous @ matrix.inverse().T
     seen_at = seen_at / seen_at[..., 2:]
     looked_at = (seen_at.abs().amax(-1) <= 1) & (seen_at @ matrix[2] > 0)
     assert 0.02 < looked_at.float().mean() < 0.9
-    found = warper.unwarp(maps, theta)[0, 0] > 0.5
+    found = transformer.unwarp(maps, theta)[0, 0] > 0.5
     assert (found != looked_at).float().mean() < 0.01
 
 
 def test_a_size_is_an_int_too():
-    warper, maps = GridWarper("rotation"), rand(1, 2, 20, 20)
+    transformer, maps = without_network("rotation"), rand(1, 2, 20, 20)
     theta = FAMILIES["rotation"].theta(torch.tensor([[0.7]]))
-    assert torch.equal(warper.unwarp(maps, theta, 30), warper.unwarp(maps, theta, (30, 30)))
+    square = transformer.unwarp(maps, theta, (30, 30))
+    assert torch.equal(transformer.unwarp(maps, theta, 30), square)
 
 
 def test_unwarp_refuses_what_cannot_be_undone():
@@ -389,7 +396,7 @@ def test_unwarp_refuses_what_cannot_be_undone():
     with pytest.raises(ValueError, match=r"^transform: 'tps' .*matrix family"):
         spline.unwarp(maps, spline(rand(1, 3, 8, 8)).theta)
     with pytest.raises(ValueError, match=r"^theta: .*cannot be undone"):
-        GridWarper("affine").unwarp(maps, torch.tensor([[[1.0, 0, 0], [0, 0, 0]]]))
+        without_network("affine").unwarp(maps, torch.tensor([[[1.0, 0, 0], [0, 0, 0]]]))
 
 
 # ---- in other hands ------------------------------------------------------------------------------
@@ -414,7 +421,6 @@ def test_it_is_a_part_of_a_bigger_module():
         model, other = Detector(), Detector()
     images = rand(2, 3, 32, 32)
     assert {"align.localization.0.weight", "align.localization.4.bias"} < set(model.state_dict())
-    assert not any(key.startswith("align.warper") for key in model.state_dict())
     model(images).square().mean().backward()
     assert all(p.grad.abs().sum() > 0 for p in model.parameters())
     twin = copy.deepcopy(model)
@@ -472,7 +478,7 @@ def test_under_autocast_theta_and_grid_are_computed_in_float32(name, iterations)
 
 def test_its_repr_tells_the_family():
     text = repr(SpatialTransformer(network(1), "rotation", output_size=(20, 30)))
-    assert "GridWarper('rotation', output_size=(20, 30), padding_mode='zeros'" in text
+    assert "SpatialTransformer(\n  'rotation', output_size=(20, 30), padding_mode='zeros'" in text
 
 
 # ---- the control ---------------------------------------------------------------------------------
