@@ -82,9 +82,6 @@ AFFINE = dict(CLASS_LOSS, transform="affine")
 P4_CNN = dict(CNN, model="p4")
 MODULO_90 = dict(model="p4", localization="p4_mod90", pose_bins=12)
 
-# What compact was before it had depthwise-separable blocks:
-RESIDUAL = dict(model="compact", shift=2, weight_decay=5e-4)
-
 PACES = {"classifier alone": CNN} | {
     f"localization rate {rate}{', identity penalty' if weight else ''}":
         dict(AFFINE, localization_lr_scale=float(rate), identity_weight=weight)
@@ -199,7 +196,6 @@ STUDIES = {
             "tutorial": {},
             "compact": dict(preset="compact"),
             "compact, no transformer": dict(preset="compact", stn=False),
-            "compact, residual": dict(preset="compact", **RESIDUAL),
             "strong": dict(preset="strong", epochs=(40,)),
             "strong, half the width":
                 dict(preset="strong", width=0.5, cutout=8, precision="bf16", epochs=(24, 30)),
@@ -256,23 +252,27 @@ STUDIES = {
     "ladder": Study(
         "What does each ingredient of the preset compact bring in five epochs?",
         preset="compact", epochs=(5,), seeds=2, choice=True,
-        common=dict(val_size=5000),
-        protocol="With the residual network that compact had at first. Each arm changes what it "
-                 "says, the last one the whole recipe. Intervals of two pairs are very wide.",
-        arms={name: RESIDUAL | fields for name, fields in {
+        common=dict(val_size=5000, precision="bf16"),
+        protocol="Each arm changes what it says, the last one the whole recipe. Intervals of two "
+                 "pairs are very wide.",
+        arms={
             "compact": {},
             "no transformer": dict(stn=False),
             "localization rate 0.1": dict(localization_lr_scale=0.1),
             "no identity penalty": dict(identity_weight=0.0),
-            "constant learning rate": dict(schedule="constant"),
             "localization rate 0.1, no identity penalty":
                 dict(localization_lr_scale=0.1, identity_weight=0.0),
+            "constant learning rate": dict(schedule="constant"),
+            "learning rate 0.2": dict(learning_rate=0.2),
+            "no shifts": dict(shift=0),
+            "holes of 8 pixels": dict(cutout=8),
+            "label smoothing": dict(label_smoothing=0.1),
             "the tutorial's networks": dict(model="tutorial"),
             "the tutorial's recipe": dict(
                 learning_rate=0.01, localization_lr_scale=1.0, identity_weight=0.0, momentum=0.0,
                 weight_decay=0.0, schedule="constant", warmup=0.0, batch_size=64, flip=False,
                 shift=0),
-        }.items()}),
+        }),
     "precision": Study(
         "Does bf16 cost accuracy?",
         preset="tutorial", epochs=(2,), seeds=10,

@@ -78,27 +78,6 @@ class Residual(nn.Module):
         return x + self.layers(x)
 
 
-class CompactClassifier(nn.Module):
-    """A small residual network: few channels at high resolution."""
-
-    def __init__(self, channels, size, num_classes, width):
-        super().__init__()
-        a, b, c = (max(1, round(width * n)) for n in (16, 24, 36))
-        self.features = nn.Sequential(
-            convolution(channels, a), nn.ReLU(),
-            convolution(a, b, halve=True), nn.ReLU(),
-            Residual(convolution(b, b), nn.ReLU(), convolution(b, b)), nn.ReLU(),
-            convolution(b, c, halve=True), nn.ReLU(),
-            Residual(convolution(c, c)), nn.ReLU(),
-        )  # of 32 x 32: c maps of 8 x 8
-        feature_size(self.features, channels, size)  # tells now if the picture is too small
-        self.head = nn.Linear(2 * c, num_classes)
-
-    def forward(self, images):
-        maps = self.features(images)
-        return self.head(torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1))
-
-
 def separable(inputs, outputs, kernel=3, halve=False):
     """A convolution in two: of each channel by itself, then 1x1 across channels; each normalized.
 
@@ -233,7 +212,6 @@ class Classifier:
 CLASSIFIERS = {
     "tutorial": Classifier(lambda c, size, n, width: TutorialClassifier(c, size, n), "tutorial",
                            scalable=False),
-    "compact": Classifier(CompactClassifier, "compact"),
     "separable": Classifier(SeparableClassifier, "compact"),
     "strong": Classifier(StrongClassifier, "compact"),
     "strong_p4": Classifier(lambda *args: StrongClassifier(*args, p4=True), "light",

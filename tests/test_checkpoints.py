@@ -806,7 +806,7 @@ def test_load_model_without_the_device_says_so(tmp_path, monkeypatch):
 @pytest.mark.parametrize("change, told", [
     (dict(learning_rate=-1.0), "learning_rate"), (dict(transform="cubist"), "transform"),
     (dict(batch_size="many"), "batch_size"), (dict(stn=False), "transformer"),
-    (dict(model="compact"), "classifier"), (dict(output_size=10**9), "")])
+    (dict(model="separable"), "classifier"), (dict(output_size=10**9), "")])
 def test_config_with_bad_values_is_refused(change, told, tmp_path):
     trained(tmp_path, TUTORIAL)
     content = read_checkpoint(tmp_path / "epoch-00001.pt")

@@ -151,7 +151,7 @@ P4 = dict(BINS, localization="p4")
 
 
 @pytest.mark.parametrize(("fields", "names", "remedy"), [
-    (dict(width=0.5), "width", "must be 1 there, or another network: 'compact'"),
+    (dict(width=0.5), "width", "must be 1 there, or another network: 'separable'"),
     (dict(localization_width=2.0), "localization_width", "'light'"),
     (dict(model="light", localization="compact", localization_width=2), "localization_width",
      "must be 1"),
@@ -184,7 +184,7 @@ def test_what_does_not_go_together_is_named_with_its_remedy(fields, names, remed
     dict(transform="tps", output_size=20), BINS, P4, dict(BINS, transform="similarity"),
     dict(P4, model="p4", localization="p4_mod90", pose_bins=12), dict(P4, teacher_forcing=1.0),
     dict(model="p4", stn=False), dict(model="strong", width=2.5), dict(model="p4", width=8),
-    dict(model="compact", localization="light", localization_width=0.1)])
+    dict(model="separable", localization="light", localization_width=0.1)])
 def test_what_goes_together_is_taken(fields):
     assert Config(**fields).to_dict() | fields == Config(**fields).to_dict()
 
@@ -192,7 +192,7 @@ def test_what_goes_together_is_taken(fields):
 def test_the_localization_network_that_goes_with_the_model_is_the_default():
     for name, row in CLASSIFIERS.items():
         assert Config(model=name).localization_row == row.localization
-    assert Config(model="compact", localization="light").localization_row == "light"
+    assert Config(model="separable", localization="light").localization_row == "light"
 
 
 # ---- presets, changes, repr ----------------------------------------------------------------------

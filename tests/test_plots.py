@@ -179,7 +179,7 @@ def test_every_figure_of_any_data(channels, size, classes):
 @pytest.mark.parametrize("size", [8, 96])
 def test_images_of_any_size_are_drawn(size):
     data = small(size=size, images=3)
-    model = build_model(Config(device="cpu", model="compact", transform="rotation"), data)
+    model = build_model(Config(device="cpu", model="separable", transform="rotation"), data)
     for name in WITH_A_MODEL:
         assert len(getattr(plots, name)(model, data).findobj(AxesImage)) >= 3
 
@@ -229,7 +229,7 @@ def test_without_test_images_others_are_shown(three):
 
 
 def test_drawing_leaves_model_and_random_state_as_they_were(three):
-    model = build_model(Config(device="cpu", model="compact"), three)  # it has batch statistics
+    model = build_model(Config(device="cpu", model="separable"), three)  # it has batch statistics
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for mode, names in ((True, WITH_A_MODEL), (False, WITH_A_MODEL[:1])):
         model.train(mode)

@@ -138,7 +138,7 @@ def test_the_true_parameters_are_those_of_the_inverse(name):
 
 @pytest.mark.parametrize("fields", [
     dict(), dict(localization="p4"), dict(model="p4", localization="p4_mod90"),
-    dict(transform="similarity"), dict(model="tutorial"), dict(model="compact")])
+    dict(transform="similarity"), dict(model="tutorial"), dict(model="separable")])
 def test_a_fresh_model_returns_its_images(fields, photos):
     warped, theta = build_model(Config(**POSED | fields)).eval().transform(photos)
     torch.testing.assert_close(theta, torch.eye(2, 3).expand(6, -1, -1), rtol=0, atol=1e-7)

@@ -113,7 +113,7 @@ OTHERS = dict(learning_rate=0.02, momentum=0.9, epochs=5, batch_size=15, localiz
 @pytest.mark.parametrize("fields", [
     TUTORIAL, dict(TUTORIAL, stn=False), dict(TUTORIAL, transform="tps", momentum=0.5),
     *(OTHERS | fields for fields in (
-        dict(model="compact"), dict(model="strong", width=0.1), LIGHT,
+        dict(model="separable"), dict(model="strong", width=0.1), LIGHT,
         dict(BINS, localization="p4"), dict(BINS, model="p4", localization="p4_mod90"),
         dict(BINS, transform="similarity", teacher_forcing=1.0)))])
 def test_every_network_learns_down_to_its_last_parameter(glyph_data, fields):
@@ -150,7 +150,7 @@ def test_a_strangers_model_without_a_config_is_trained_as_the_given_one_says(gly
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("fields", [dict(model="compact"), dict(model="strong", width=0.1)])
+@pytest.mark.parametrize("fields", [dict(model="separable"), dict(model="strong", width=0.1)])
 def test_one_image_left_over_is_a_batch_for_normalization_too(glyph_data, fields, precision):
     _, (row,) = trained(training_part(glyph_data, 41), batch_size=20, precision=precision,
                         shift=2, cutout=4, label_smoothing=0.1, **fields)
@@ -301,7 +301,7 @@ def no_step(monkeypatch):
 
 
 @pytest.mark.parametrize("fields", [
-    dict(transform="rotation"), dict(model="compact"), dict(iterations=2), dict(stn=False),
+    dict(transform="rotation"), dict(model="separable"), dict(iterations=2), dict(stn=False),
     dict(padding_mode="border"), dict(supersample=2, output_size=28),
     dict(transform="rotation", iterations=2, padding_mode="reflection", seed=3)])
 def test_a_model_of_another_config_is_refused_naming_all_that_differs(glyph_data, no_step, fields):
@@ -546,7 +546,7 @@ def test_localization_lr_scale_multiplies_the_step_of_the_transformer_alone(glyp
     assert torch.equal(classifier, same) and torch.equal(classifier, as_well) and classifier.any()
 
 
-@pytest.mark.parametrize("fields", [{}, dict(model="compact"), dict(model="strong", width=0.1),
+@pytest.mark.parametrize("fields", [{}, dict(model="separable"), dict(model="strong", width=0.1),
                                     dict(stn=False), dict(model="p4")])
 def test_the_optimizer_is_sgd_as_asked_and_decays_matrices_only(fields):
     model = build_model(config(**fields))
@@ -571,7 +571,7 @@ def test_the_optimizer_is_sgd_as_asked_and_decays_matrices_only(fields):
 
 def test_weight_decay_shrinks_what_it_is_for_and_nothing_else(glyph_data):
     """A step at a rate so low that gradients do nothing, with a decay that takes a tenth away."""
-    fields = dict(model="compact", batch_size=60, learning_rate=1e-6, weight_decay=1e5)
+    fields = dict(model="separable", batch_size=60, learning_rate=1e-6, weight_decay=1e5)
     start = build_model(config(**fields)).state_dict()
     model, _ = trained(training_part(glyph_data, 60), **fields)
     for name, p in model.named_parameters():
@@ -665,7 +665,7 @@ def test_a_distortion_and_a_schedule_of_ones_own_train(numbered, monkeypatch):
 # ---- ends ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fields", [dict(), dict(model="compact")])
+@pytest.mark.parametrize("fields", [dict(), dict(model="separable")])
 def test_a_callback_gets_the_model_ready_for_use_and_may_stop(glyph_data, capsys, fields):
     calls = []
 
