@@ -90,7 +90,7 @@ def figure_page(height: int, title: str, note: str, below: Sequence[str] = (), *
 def picture_page(title: str, note: str, images: Sequence[Tensor | None], columns: int, tile: int,
                  captions: Sequence[str] = (), *, gap: int = 4, together: int = 1, left: int = 8,
                  above: int = 18, under: int = 0, below: Sequence[str] = (),
-                 interpolation: str = "auto") -> tuple[Page, Axes, list]:
+                 interpolation: str = "antialiased") -> tuple[Page, Axes, list]:
     """A Page of `images`, lines of `columns`, each exactly `tile` pixels wide.
 
     So pixels of an image become squares of one size, and its PNG stays small. None leaves a place
@@ -109,7 +109,8 @@ def picture_page(title: str, note: str, images: Sequence[Tensor | None], columns
             continue
         x = left + k % columns * tile + gap * (k % columns // together)
         y = HEADER + k // columns * line + above
-        squares = interpolation == "auto" and tile % image.shape[-1] == 0
+        # "antialiased": "auto", which came with matplotlib 3.10, under its older name
+        squares = interpolation == "antialiased" and tile % image.shape[-1] == 0
         ax.imshow(rgb(image).permute(1, 2, 0).numpy(), extent=(x, x + tile, y + tile, y),
                   interpolation="nearest" if squares else interpolation)
         ax.text(x + tile / 2, y - 4, caption, ha="center",
