@@ -104,6 +104,9 @@ def section(name: str, this: studies.Study, rows: list[tables.Row], pictures: li
              tables.study_tables(this, several)]
     if pilots:
         parts += ["Pilots, one seed each:", tables.study_tables(this, pilots)]
+    if this.published:
+        table = tables.markdown(studies.PUBLISHED_COLUMNS, this.published)
+        parts += ["Published elsewhere, from scratch, as told there:", table]
     if this.by_class and (by_class := tables.class_table(several)):
         parts += ["By class, percent:", by_class]
     parts += [f"![{PICTURES[Path(path).stem.rpartition('-')[2]]}.]({path})" for path in pictures]

@@ -26,6 +26,8 @@ class Study:
     suites: tuple[str, ...] = ()
     angles: tuple[int, ...] = ()  # degrees by which all test pictures are turned alike, besides
     protocol: str = ""  # what a reader must know besides preset, budgets and seeds
+    # what others report, as they do: one row of PUBLISHED_COLUMNS each
+    published: tuple[tuple[str, ...], ...] = ()
 
     @property
     def controls(self) -> tuple[str, ...]:
@@ -63,6 +65,19 @@ def by_name(name: str) -> Study:
     return STUDIES[name]
 
 
+PUBLISHED_COLUMNS = "network", "accuracy", "parameters", "epochs", "machine, time", "source"
+# CIFAR-10 from scratch
+RECIPES = (
+    ("cifar10-tiniest", "94.4 %", "97,530", "200", "-", "github.com/xvel/cifar10-tiniest"),
+    ("ResNet-8, MLPerf Tiny's target", "85 %", "78,000", "-", "-", "arXiv 2106.07597"),
+    ("airbench94_muon", "94.01 %, averaged views", "-", "8", "A100, 2.6 s",
+     "github.com/KellerJordan/cifar10-airbench"),
+    ("airbench96", "96.03 %, averaged views", "-", "37", "A100, 34.7 s", "arXiv 2404.00498"),
+    ("cifar10-speedrun", "94.01 %, averaged where uncertain", "-", "7.6", "A100, 2.0 s",
+     "github.com/hiverge/cifar10-speedrun"),
+    ("ResNet, DAWNBench 2017's on processors", "94 %", "-", "-", "16 cores, 101 to 128 hours",
+     "dawn.cs.stanford.edu/benchmark"),
+)
 # Every 15 degrees: the eight multiples of 45 are among them, over which others average.
 TURNS = tuple(range(-180, 181, 15))
 # The same turns by other filters than training has (bicubic): what moves then is no pose.
@@ -192,6 +207,7 @@ STUDIES = {
         "What do the presets reach?",
         preset="tutorial", epochs=(50,), compare_with=(),
         protocol="The presets as they are; strong, which is meant for a GPU, at half its width.",
+        published=RECIPES,
         arms={
             "tutorial": {},
             "compact": dict(preset="compact"),

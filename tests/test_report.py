@@ -210,6 +210,15 @@ def test_accuracy_by_class_is_the_mean_over_the_seeds():
 # ---- figures -------------------------------------------------------------------------------------
 
 
+def test_what_is_published_elsewhere_stands_below_with_its_source():
+    for name, this in STUDIES.items():
+        text = report.section(name, this, [], [])
+        told = rows_of(text[text.find("Published elsewhere"):].partition("\n\n")[2])
+        assert len(told) == len(this.published)
+        assert all(row["source"] != "-" for row in told)
+    assert len(STUDIES["presets"].published) > 4
+
+
 def test_figures_show_the_longest_budget_that_has_several_seeds():
     this = Study("?", "taught", STUDIES["arms"].arms, angles=(0, 90))
     measured = posed(counts=[3, *[0] * 34, 1],
