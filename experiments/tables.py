@@ -150,6 +150,7 @@ SHARE = "share of the upright ceiling"
 SUITES = ("rotation45", "rotation90", "rotation", "rts", "disc", *FILTERED)
 FURTHER = [  # other measurements of the same trained models
     Column("flip and shift TTA", _at("tta", "flip_shift")),
+    Column("of the least certain fifth", _at("tta", "flip_shift_unsure")),
     Column("top-2 poses", _at("tta", "top_2_poses")),
     Column("top-4 poses", _at("tta", "top_4_poses")),
     Column("2 rotated views", _at("tta", "rotated_2")),

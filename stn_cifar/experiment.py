@@ -17,7 +17,14 @@ from .data import Data, load_data
 from .data.dataset import distorted
 from .pose_bins import AXES
 from .stn import STNClassifier, build_model
-from .training.evaluation import evaluate, flip_shift_views, rotated_views, top_k_poses, true_pose
+from .training.evaluation import (
+    evaluate,
+    flip_shift_views,
+    rotated_views,
+    top_k_poses,
+    true_pose,
+    where_unsure,
+)
 from .training.loop import fit, for_data
 
 LIBRARIES = ("torch", "torchvision", "numpy", "matplotlib")
@@ -83,7 +90,7 @@ def _test_time_augmentations(config: Config, data: Data) -> dict:
     """Those that apply: name -> `predict` for `evaluate`."""
     views = {}
     if config.flip and config.distortion is None:  # else mirrored, shifted images are new to it
-        views["flip_shift"] = flip_shift_views
+        views |= dict(flip_shift=flip_shift_views, flip_shift_unsure=where_unsure(flip_shift_views))
     poses = data.test.poses
     if poses is None or poses.shape[-1] != 3 or config.transform not in AXES:
         return views  # none is known, or it is no matrix

@@ -17,6 +17,7 @@ from stn_cifar.training.evaluation import (
     rotated_views,
     top_k_poses,
     true_pose,
+    where_unsure,
 )
 
 
@@ -143,6 +144,24 @@ def test_where_all_views_are_alike_they_change_nothing():
     plain = Split(levels, torch.arange(len(levels)) % 10)
     views = evaluate(model, plain, predict=flip_shift_views)
     assert views.loss == pytest.approx(evaluate(model, plain).loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.2, 0.33, 1.0])
+def test_only_the_least_certain_images_are_seen_again(glyph_data, model, share):
+    def reversed_logits(model, batch):
+        seen.append(batch.labels)
+        return -model(batch.images)
+
+    seen, batch = [], glyph_data.test[:50]
+    with torch.no_grad():
+        logits = model.eval()(batch.images)
+        found = where_unsure(reversed_logits, share)(model, batch)
+    order = logits.softmax(1).amax(1).argsort()
+    unsure = order[:math.ceil(50 * share)]
+    expected = logits.clone()
+    expected[unsure] *= -1
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert sorted(torch.cat(seen).tolist()) == sorted(batch.labels[unsure].tolist())
 
 
 def test_the_plain_pair_counts_as_much_as_both_shifted_pairs():

@@ -11,7 +11,13 @@ from torch import nn
 
 from stn_cifar import Config, Data, Split, build_model, distortions, evaluate, experiment, fit
 from stn_cifar.pose_bins import true_params
-from stn_cifar.training.evaluation import flip_shift_views, rotated_views, top_k_poses, true_pose
+from stn_cifar.training.evaluation import (
+    flip_shift_views,
+    rotated_views,
+    top_k_poses,
+    true_pose,
+    where_unsure,
+)
 
 
 def config(**fields):
@@ -62,7 +68,8 @@ def test_a_run_is_build_fit_and_measurement(run, small):
         assert record[name]["loss"] == measured.loss and record[name]["images"] == len(split)
     assert record["test"]["confusion"] == evaluate(model, small.test).confusion.tolist()
     views = evaluate(model, small.test, predict=flip_shift_views).accuracy
-    assert record["tta"] == dict(flip_shift=views)
+    unsure = evaluate(model, small.test, predict=where_unsure(flip_shift_views)).accuracy
+    assert record["tta"] == dict(flip_shift=views, flip_shift_unsure=unsure)
     assert {"rotation", "scale", "outside", "sampling_scale"} <= set(record["statistics"])
     assert record["pose_recovery"]["within_30"] <= 1
     assert sum(record["pose_recovery"]["histogram"]) == 60
@@ -94,7 +101,8 @@ POSES = {"top_2_poses", "top_4_poses", "true_pose"}
 
 
 @pytest.mark.parametrize(("fields", "views"), [
-    (dict(), set()), (dict(transform="tps"), set()), (dict(flip=True), {"flip_shift"}),
+    (dict(), set()), (dict(transform="tps"), set()),
+    (dict(flip=True), {"flip_shift", "flip_shift_unsure"}),
     (dict(stn=False), set()), (dict(transform="projective", **ROTATED), set()),
     (dict(flip=True, **ROTATED), set()),  # mirrored, shifted images are new to it
     (dict(transform="rotation", stn=False, **ROTATED), {"rotated_2", "rotated_4", "true_pose"}),
