@@ -274,8 +274,6 @@ STUDIES = {
         arms={
             "compact": {},
             "no transformer": dict(stn=False),
-            "localization rate 0.1": dict(localization_lr_scale=0.1),
-            "no identity penalty": dict(identity_weight=0.0),
             "localization rate 0.1, no identity penalty":
                 dict(localization_lr_scale=0.1, identity_weight=0.0),
             "constant learning rate": dict(schedule="constant"),
