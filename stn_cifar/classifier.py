@@ -14,14 +14,21 @@ from torch import nn
 from .p4 import P4BatchNorm2d, P4Conv2d, split_turns
 
 
-def feature_size(features, channels, size):
-    """Length of `features`' flat output for one picture; ValueError where it is too small."""
+def feature_size(features, channels, size, p4=False):
+    """Length of `features`' flat output for one picture, p4: for each of its four turns.
+
+    ValueError where the picture is too small, or a p4 network would not be equivariant on it.
+    """
+    if p4 and size % 8:
+        raise ValueError(f"image size: {size} pixels with a p4 network; must be a multiple of 8, "
+                         "or its poolings fall out otherwise on a turned picture")
     normalizations = [layer for layer in features.modules() if isinstance(layer, nn.BatchNorm2d)]
     for layer in normalizations:
         layer.eval()  # no statistics of zeros
     try:
         with torch.no_grad():  # dropout stays on: what it samples is part of what a seed means
-            return features(torch.zeros(1, channels, size, size)).shape[1]
+            length = features(torch.zeros(1, channels, size, size)).shape[1]
+            return length // 4 if p4 else length
     except RuntimeError as error:
         raise ValueError(f"image size: {size} x {size} pixels are too few for the network's "
                          "convolutions and poolings; use larger images (CIFAR-10 has 32 x 32), or "
@@ -121,8 +128,6 @@ class StrongClassifier(nn.Module):
 
     def __init__(self, channels, size, num_classes, width, p4=False):
         super().__init__()
-        if p4:
-            check_p4_size(size)
         self.p4, turns = p4, 4 if p4 else 1
         stem, *widths = (max(1, round(width * n / turns)) for n in (32, 128, 384, 512))
         layers = [convolution(channels, stem, p4=p4, first=True), nn.GELU()]
@@ -134,7 +139,7 @@ class StrongClassifier(nn.Module):
                 nn.GELU(),
             ]
         self.features = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten())
-        inputs = feature_size(self.features, channels, size) // turns
+        inputs = feature_size(self.features, channels, size, p4)
         self.head = nn.Linear(inputs, num_classes, bias=False)
 
     def forward(self, images):
@@ -170,13 +175,6 @@ def light_features(channels, width, p4=False):
     )
 
 
-def check_p4_size(size):
-    """ValueError where a p4 network would not be equivariant on pictures of `size` pixels."""
-    if size % 8:
-        raise ValueError(f"image size: {size} pixels with a p4 network; must be a multiple of 8, "
-                         "or its poolings fall out otherwise on a turned picture")
-
-
 class LightClassifier(nn.Module):
     """`light_features`, the largest value of each channel, one layer.
 
@@ -186,13 +184,10 @@ class LightClassifier(nn.Module):
 
     def __init__(self, channels, size, num_classes, width, p4=False):
         super().__init__()
-        if p4:
-            check_p4_size(size)
         self.p4 = p4
         self.features = light_features(channels, width, p4)
         pooled = nn.Sequential(self.features, nn.AdaptiveMaxPool2d(1), nn.Flatten())
-        inputs = feature_size(pooled, channels, size) // (4 if p4 else 1)
-        self.head = nn.Linear(inputs, num_classes)
+        self.head = nn.Linear(feature_size(pooled, channels, size, p4), num_classes)
 
     def forward(self, images):
         maps = self.features(images).amax(dim=(2, 3))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .classifier import check_p4_size, feature_size, light_features
+from .classifier import feature_size, light_features
 from .p4 import split_turns, turned_copies
 
 
@@ -75,13 +75,12 @@ class P4Localization(nn.Module):
 
     def __init__(self, channels, size, outputs, width, mod90=False):
         super().__init__()
-        check_p4_size(size)
         self.mod90 = mod90
         maps = light_features(channels, width, p4=True)
         self.features = nn.Sequential(maps, nn.AdaptiveMaxPool2d(1), nn.Flatten())
-        inputs = feature_size(self.features, channels, size)  # four sets of channels
-        self.regressor = (nn.Linear(inputs // 4, outputs) if mod90
-                          else nn.Linear(inputs, outputs // 4))
+        inputs = feature_size(self.features, channels, size, p4=True)
+        self.regressor = (nn.Linear(inputs, outputs) if mod90
+                          else nn.Linear(4 * inputs, outputs // 4))
 
     def forward(self, images):
         pooled = self.features(images)
