@@ -1,14 +1,14 @@
 """A record of a run: where it lies, what identifies it, reading and writing."""
 
 import contextlib
-import dataclasses
 import json
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from stn_cifar import Config, experiment
+from stn_cifar import experiment
+from stn_cifar.config import DEFAULTS
 from stn_cifar.files import write_whole
 
 try:
@@ -18,7 +18,6 @@ except ImportError:  # Windows: two processes of one study there take a shard ea
 
 RESULTS = Path("results")
 NO_EXPERIMENT = ("name", "data_root", "device", "seed")  # another value is not another experiment
-DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config)}
 # what tables cannot do without
 NEEDED = {"study": str, "arm": str, "seed": int, "config": dict, "dataset": str, "parameters": int,
           "epochs_done": int, "precision": str, "machine": str, "test": dict, "history": list}

@@ -148,16 +148,13 @@ class StrongClassifier(nn.Module):
         return self.LOGIT_SCALE * self.head(pooled)
 
 
-LIGHT_CHANNELS = (16, 32, 64)  # of the blocks, for a width of 1
-
-
 def light_features(channels, width, p4=False):
     """Stem and three residual blocks at a half, a quarter and an eighth of the picture.
 
     Made for many runs on few cores: by halving the picture at once it does a quarter of the work.
     p4: as a group convolutional network of as many channels, with a quarter of the parameters.
     """
-    a, b, c = (max(1, round(width * n / (4 if p4 else 1))) for n in LIGHT_CHANNELS)
+    a, b, c = (max(1, round(width * n / (4 if p4 else 1))) for n in (16, 32, 64))
 
     def residual(count):
         layers = convolution(count, count, p4=p4), nn.ReLU(), convolution(count, count, p4=p4)

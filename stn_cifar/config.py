@@ -130,8 +130,8 @@ class Config:
             self._check_transformer()
         else:
             for name in TRANSFORMER_ONLY:
-                self._need(getattr(self, name) == _default(name), name, "with stn=False, without "
-                           f"a transformer; must be {_default(name)!r}")
+                self._need(getattr(self, name) == DEFAULTS[name], name, "with stn=False, without "
+                           f"a transformer; must be {DEFAULTS[name]!r}")
 
     def _need(self, good, name, text):
         """ValueError of the field `name`, with its value and `text`, unless `good`."""
@@ -172,10 +172,12 @@ class Config:
 
     def replace(self, **changes):
         """A copy with some fields changed, checked like a new one; as `preset` does it."""
-        _check_known(changes)
+        for name in changes:
+            if name not in DEFAULTS:
+                raise ValueError(f"{name}: no such field in Config{did_you_mean(name, DEFAULTS)}")
         changes = {key: value for key, value in changes.items() if value is not AS_PRESET}
         if "stn" in changes and not changes["stn"]:
-            changes = {key: _default(key) for key in TRANSFORMER_ONLY} | changes
+            changes = {key: DEFAULTS[key] for key in TRANSFORMER_ONLY} | changes
         return dataclasses.replace(self, **changes)
 
     def loss_weights(self):
@@ -205,8 +207,8 @@ class Config:
     def differences(self):
         """{field: value} of what differs from the preset."""
         preset = PRESETS.get(self.name, {})
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)
-                if f.name != "name" and getattr(self, f.name) != preset.get(f.name, f.default)}
+        return {key: value for key, value in self.to_dict().items()
+                if key != "name" and value != preset.get(key, DEFAULTS[key])}
 
     def __repr__(self):
         call = "Config.preset(" if self.name in PRESETS else "Config(name="
@@ -219,12 +221,4 @@ class Config:
         return torch.device(auto if self.device == "auto" else self.device)
 
 
-def _default(name):
-    return next(f.default for f in dataclasses.fields(Config) if f.name == name)
-
-
-def _check_known(names):
-    known = [f.name for f in dataclasses.fields(Config)]
-    for name in names:
-        if name not in known:
-            raise ValueError(f"{name}: no such field in Config{did_you_mean(name, known)}")
+DEFAULTS = {f.name: f.default for f in dataclasses.fields(Config)}  # the preset "tutorial"
