@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from . import distortions, matrices, transforms
-from .sampler import outside_share
 
 # When `findings` speaks. Tried on CIFAR-10 and glyphs: a transformer that undoes any of the known
 # distortions exactly stays below all of these.
@@ -83,6 +82,11 @@ def cell_areas(grid: Tensor) -> Tensor:
     """Signed areas between the points of `grid` (B, H, W, 2): (B, H-1, W-1); < 0: turned over."""
     right, down = grid[:, :-1, 1:] - grid[:, :-1, :-1], grid[:, 1:, :-1] - grid[:, :-1, :-1]
     return right[..., 0] * down[..., 1] - right[..., 1] * down[..., 0]
+
+
+def outside_share(grid: Tensor) -> Tensor:
+    """Share of `grid`'s points (B, H, W, 2) outside the picture, per image: (B,), in [0, 1]."""
+    return (grid.abs() > 1).any(dim=-1).float().mean(dim=(1, 2))
 
 
 def _variance(pictures: Tensor) -> Tensor:

@@ -26,8 +26,3 @@ def sample(images, grid, padding_mode="zeros", interpolation="bilinear", supersa
                                padding_mode=padding_mode, align_corners=False)
         warped = F.avg_pool2d(warped, supersample) if supersample > 1 else warped
     return warped.to(images.dtype) if images.is_floating_point() else warped
-
-
-def outside_share(grid):
-    """Share of `grid`'s points (B, H, W, 2) outside the picture, per image: (B,), in [0, 1]."""
-    return (grid.abs() > 1).any(dim=-1).float().mean(dim=(1, 2))

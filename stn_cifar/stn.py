@@ -13,7 +13,6 @@ from .pose_bins import PoseBins
 from .seeding import seeded
 from .spatial_transformer import IdentityTransformer, SpatialTransformer
 
-CIFAR10_SHAPE, CIFAR10_CLASSES = (3, 32, 32), 10
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 
@@ -95,9 +94,8 @@ def build_model(config: Config, data: Data | None = None) -> STNClassifier:
     left as it was. The transformer starts at the exact identity.
     """
     device = config.torch_device()
-    if data is None:
-        (channels, size, _), num_classes = CIFAR10_SHAPE, CIFAR10_CLASSES
-    else:
+    channels, size, num_classes = 3, 32, 10  # CIFAR-10's
+    if data is not None:
         channels, size, num_classes = data.channels, data.size, len(data.classes)
     if config.distortion is not None and not (data and data.posed):
         size = DISTORTIONS[config.distortion].canvas_size(size)

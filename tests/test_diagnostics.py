@@ -18,6 +18,7 @@ from stn_cifar.diagnostics import (
     accuracy_against,
     evaluating,
     findings,
+    outside_share,
     pose_recovery,
     quantiles,
     readable,
@@ -100,6 +101,26 @@ def test_statistics_measure_a_known_prediction(params, scale, outside, moved, su
                                        rtol=2e-3)
     theta = FAMILIES["similarity"].theta(torch.tensor(params)[None])
     torch.testing.assert_close(measured.theta, theta.expand(3, 2, 3))
+
+
+def test_outside_share_counts_points_by_hand():
+    grid = torch.tensor([
+        [[[0.0, 0.0], [1.0, -1.0]], [[-1.0, 1.0], [0.5, 0.9]]],  # the edge still belongs to it
+        [[[1.01, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]],  # out on the right
+        [[[0.0, -1.01], [-2.0, 0.0]], [[3.0, 3.0], [0.0, 0.0]]],  # above; left; both counts once
+        [[[9.0, 9.0], [-9.0, 0.0]], [[0.0, 9.0], [2.0, -2.0]]],
+    ])
+    assert outside_share(grid).tolist() == [0, 0.25, 0.75, 1]
+
+
+@pytest.mark.parametrize(("name", "params", "share"), [
+    ("translation", [0, 0], 0), ("translation", [0.5, 0], 1 / 4), ("translation", [0, -1], 1 / 2),
+    ("translation", [1, 1], 3 / 4), ("attention", [math.log(2), 0, 0], 3 / 4),
+    ("attention", [math.log(0.5), 0.5, 0.5], 0), ("rotation", [math.pi / 2], 0),
+])
+def test_outside_share_of_known_warps(name, params, share):
+    grid = FAMILIES[name].grid(torch.tensor([params], dtype=torch.float64), 32)
+    assert outside_share(grid).tolist() == [share]
 
 
 @pytest.mark.parametrize("mode", [True, False])

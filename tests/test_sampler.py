@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from stn_cifar.matrices import homogeneous
-from stn_cifar.sampler import PADDING_MODES, outside_share, sample
+from stn_cifar.sampler import PADDING_MODES, sample
 from stn_cifar.transforms import FAMILIES
 
 # what scipy and numpy call them, for images that end half a pixel outside their outer pixels
@@ -266,26 +266,3 @@ def test_autocast_changes_nothing(interpolation, supersample, dtype):
     plain = sample(images, grid, "border", interpolation, supersample)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(sample(images, grid, "border", interpolation, supersample), plain)
-
-
-# ---- how much lies outside -----------------------------------------------------------------------
-
-
-def test_outside_share_counts_points_by_hand():
-    grid = torch.tensor([
-        [[[0.0, 0.0], [1.0, -1.0]], [[-1.0, 1.0], [0.5, 0.9]]],  # the edge still belongs to it
-        [[[1.01, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]],  # out on the right
-        [[[0.0, -1.01], [-2.0, 0.0]], [[3.0, 3.0], [0.0, 0.0]]],  # above; left; both counts once
-        [[[9.0, 9.0], [-9.0, 0.0]], [[0.0, 9.0], [2.0, -2.0]]],
-    ])
-    assert outside_share(grid).tolist() == [0, 0.25, 0.75, 1]
-
-
-@pytest.mark.parametrize(("name", "params", "share"), [
-    ("translation", [0, 0], 0), ("translation", [0.5, 0], 1 / 4), ("translation", [0, -1], 1 / 2),
-    ("translation", [1, 1], 3 / 4), ("attention", [math.log(2), 0, 0], 3 / 4),
-    ("attention", [math.log(0.5), 0.5, 0.5], 0), ("rotation", [math.pi / 2], 0),
-])
-def test_outside_share_of_known_warps(name, params, share):
-    grid = FAMILIES[name].grid(torch.tensor([params], dtype=torch.float64), 32)
-    assert outside_share(grid).tolist() == [share]
