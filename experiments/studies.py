@@ -131,9 +131,10 @@ STUDIES = {
         suites=TURNED_SUITES, by_class=True,
         protocol="As study rotation, but training images are shifted by up to 4 pixels before they "
                  "are turned, as is usual on CIFAR-10: a classifier that is shown upright pictures "
-                 "only learns them by heart otherwise. On a GPU, several runs at once, in bf16, "
-                 "which is the same twice there; fp32 is not. Shifts were preferred to shifts "
-                 "and holes of 8 pixels on validation images (24 epochs, one seed).",
+                 "only learns them by heart otherwise. The p4 CNN and the STN "
+                 "modulo 90° ran on a GPU, several at once, in bf16, which is the same twice "
+                 "there; fp32 is not. Shifts were preferred to shifts and holes of 8 pixels on "
+                 "validation images (24 epochs, one seed).",
         arms={
             "p4 CNN": dict(P4_CNN, width=2.2),
             "CNN, equal parameters": dict(CNN, width=1.41),
