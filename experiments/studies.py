@@ -207,7 +207,8 @@ STUDIES = {
     "presets": Study(
         "What do the presets reach?",
         preset="tutorial", epochs=(50,), compare_with=(),
-        protocol="The presets as they are; strong, which is meant for a GPU, at half its width.",
+        protocol="The presets as they are; strong, which is meant for a GPU, also at half its "
+                 "width, with holes of 8 pixels, or of its own 12 (larger).",
         published=RECIPES,
         arms={
             "tutorial": {},

@@ -5,8 +5,8 @@ import sys
 
 if "torch" not in sys.modules and sys.platform == "linux":
     # GNU OpenMP's threads spin at every barrier, by default nearly for ever: beside another busy
-    # process a training step then takes up to fifty times as long. Read when torch is loaded; what
-    # the user has set stays.
+    # process a training step then takes several times as long (results/speed.md). Read when torch
+    # is loaded; what the user has set stays.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 

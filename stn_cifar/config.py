@@ -92,7 +92,7 @@ class Config:
     flip: bool = _training(False, "mirror training images left to right, every second epoch")
     shift: int = _training(0, "training images are shifted by up to so many pixels", low=0)
     cutout: int = _training(0, "side of a square cut out of each training image, pixels", low=0)
-    precision: str = _training("auto", "arithmetic of the networks; auto: bf16 or fp16 where the "
+    precision: str = _training("auto", "precision of the networks; auto: bf16 or fp16 where the "
                                "hardware has it, else fp32; coordinates: float32 always",
                                choices=("auto", *DTYPES))
 
@@ -154,11 +154,13 @@ class Config:
         if not self.pose_bins:
             return
         PoseBins(self.transform, self.pose_bins)
-        self._need(self.pose_weight, "pose_bins", "with pose_weight=0, by which nothing would "
-                   "teach them; set pose_weight, such as 1, or pose_bins=0")
-        for name in ("outside_weight", "identity_weight", "scale_weight"):
-            self._need(not getattr(self, name), name, f"with pose_bins={self.pose_bins}, which are "
-                       "decoded without gradients: it would teach nothing, so it must be 0")
+        self._need(self.loss_weights()["pose"], "pose_bins", "with pose_weight=0, by which nothing "
+                   "would teach them; set pose_weight, such as 1, or pose_bins=0")
+        for name, weight in self.loss_weights().items():
+            field = f"{name}_weight" if getattr(self, f"{name}_weight", 0) else "extra_losses"
+            self._need(not weight or name not in ("outside", "identity", "scale"), field,
+                       f"with pose_bins={self.pose_bins}, which are decoded without gradients: "
+                       f"{name} would teach nothing, so it must be 0")
 
     @classmethod
     def preset(cls, name, /, **overrides):

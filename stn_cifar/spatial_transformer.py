@@ -28,9 +28,10 @@ class SpatialTransformer(nn.Module):
     """Localization network + grid generator + sampler, in front of any network.
 
     localization: any module (B, C, H, W) -> (B, num_params of the family), or -> (B,
-        pose_bins.num_logits). The constructor zeroes its last layer with weights, and sets that
-        layer's bias to the identity's parameters: a fresh transformer returns its input exactly.
-        initialize=False leaves it as it is (for a trained one).
+        pose_bins.num_logits). The constructor zeroes its last registered layer with weights, and
+        sets that layer's bias to the identity's parameters: a fresh transformer returns its input
+        exactly (but for supersample > 1, which blurs, and layers without weights behind it, such as
+        a tanh). initialize=False leaves it as it is (for a trained one).
     transform: a name in transforms.FAMILIES. output_size: an int or (H, W), None: the input's.
     padding_mode, interpolation, supersample: as `sampler.sample` has them.
     iterations: alignment steps. Each predicts from the image warped so far, and every one samples
@@ -54,6 +55,8 @@ class SpatialTransformer(nn.Module):
                 raise ValueError(f"{name}: {value!r} is unknown; must be one of "
                                  f"{', '.join(map(repr, choices))}")
         check_iterations(iterations, transform, pose_bins)
+        if supersample < 1 or supersample != int(supersample):
+            raise ValueError(f"supersample: {supersample}; must be a whole number, 1 or more")
         if pose_bins and pose_bins.transform != transform:
             raise ValueError(f"pose_bins: made for transform={pose_bins.transform!r}, but this is "
                              f"transform={transform!r}")
@@ -171,6 +174,8 @@ class IdentityTransformer(SpatialTransformer):
 
 def check_iterations(iterations, transform, pose_bins=None):
     """ValueError unless so many alignment steps go with the family `transform` and `pose_bins`."""
+    if iterations < 1:
+        raise ValueError(f"iterations: {iterations}; must be 1 or more")
     if iterations > 1 and (pose_bins or not transforms.FAMILIES[transform].is_matrix):
         raise ValueError(f"iterations: {iterations} with transform={transform!r} and pose_bins="
                          f"{pose_bins}; must be 1, or a matrix family, such as 'affine', without "
@@ -179,8 +184,10 @@ def check_iterations(iterations, transform, pose_bins=None):
 
 def _height_width(size):
     """(height, width) that `size`, an int or (H, W), says."""
-    height, width = size if isinstance(size, Sequence) else (size, size)
-    return int(height), int(width)
+    height, width = map(int, size if isinstance(size, Sequence) else (size, size))
+    if height < 1 or width < 1:
+        raise ValueError(f"size: {size!r}; must be 1 or more pixels, an int or (height, width)")
+    return height, width
 
 
 def start_at(network, values):

@@ -21,9 +21,10 @@ class STNClassifier(nn.Module):
     """Images to logits: normalization, a spatial transformer, a classifier.
 
     Images are (B, C, H, W) of `input_shape` (C, H, W), uint8 in [0, 255] or floating point in
-    [0, 1]; normalization happens in here and nowhere else. `transformer` and `classifier` are any
-    modules: the first gives an Alignment, the second logits (B, num_classes). `config`: the Config
-    it was built from, where there is one.
+    [0, 1]; normalization happens in here and nowhere else. `transformer`: a SpatialTransformer;
+    `classifier`: any module that gives logits (B, num_classes). `config`: the Config it was built
+    from, where there is one: `load_model` builds it anew by that, so it reads no other model's
+    checkpoints (`load_state_dict` does).
     """
 
     def __init__(self, transformer, classifier, input_shape, num_classes, config=None):
@@ -93,6 +94,8 @@ def build_model(config: Config, data: Data | None = None) -> STNClassifier:
     data: a Data whose images and classes it is for; None: CIFAR-10's. The global random state is
     left as it was. The transformer starts at the exact identity.
     """
+    if not isinstance(data, Data | None):
+        raise ValueError(f"data: a {type(data).__name__}; must be a Data(train=Split(...), ...)")
     device = config.torch_device()
     channels, size, num_classes = 3, 32, 10  # CIFAR-10's
     if data is not None:

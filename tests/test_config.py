@@ -350,3 +350,13 @@ def test_any_number_beyond_a_limit_is_refused_by_name(data):
                    if is_float else st.integers(min_value=limits["high"] + 1))
     with pytest.raises(ValueError, match=f"^{name}: "):
         Config(**{name: data.draw(beyond)})
+
+
+@pytest.mark.parametrize("name", ["outside", "identity", "scale"])
+def test_a_loss_that_pose_bins_make_idle_is_refused_wherever_it_is_asked_for(name):
+    fields = dict(transform="rotation", pose_bins=12, pose_weight=1.0)
+    for more, field in ((dict(extra_losses=f"{name}=1"), "extra_losses"),
+                        ({f"{name}_weight": 1.0}, f"{name}_weight")):
+        with pytest.raises(ValueError, match=f"^{field}: .*{name} would teach nothing"):
+            Config(**fields, **more)
+    assert Config(transform="rotation", pose_bins=12, extra_losses="pose=1").pose_bins == 12

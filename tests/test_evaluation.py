@@ -105,7 +105,7 @@ def test_evaluate_is_without_dropout_and_restores_the_mode_even_where_it_fails(g
 def test_images_of_other_classes_are_refused_in_words(glyph_data):
     train = glyph_data.train[:8]
     model = build_model(Config(device="cpu"), Data(Split(train.images, train.labels % 3)))
-    with pytest.raises(ValueError, match=r"^labels: up to 9, .* 3 classes"):
+    with pytest.raises(ValueError, match=r"^labels: from 0 to 9, .* 3 classes"):
         evaluate(model, glyph_data.test)
 
 
@@ -317,3 +317,11 @@ def test_a_view_in_half_precision_stays_finite(predict):
                                            pose_bins=PoseBins("rotation", 36))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert math.isfinite(evaluate(model, turned_marks(), predict=predict).loss)
+
+
+def test_labels_and_batches_that_are_none_are_refused(glyph_data):
+    model, few = build_model(Config(device="cpu")), glyph_data.test[:4]
+    with pytest.raises(ValueError, match=r"^labels: from -1 to 3, but the model tells 10 classes"):
+        evaluate(model, Split(few.images, torch.arange(-1, 3) + torch.tensor([0, 0, 0, 1])))
+    with pytest.raises(ValueError, match=r"^batch_size: 0; must be 1 or more"):
+        evaluate(model, few, batch_size=0)

@@ -20,7 +20,7 @@ from stn_cifar.config import Config
 from stn_cifar.data import Data, Split
 from stn_cifar.plots import Film, Live, film
 from stn_cifar.plots.film import HEADER, MARGIN, MEASURED, STEP
-from stn_cifar.plots.player import TILE
+from stn_cifar.plots.player import TILE, _sprite
 from stn_cifar.spatial_transformer import start_at
 from stn_cifar.stn import build_model
 from stn_cifar.training.loop import fit
@@ -431,3 +431,9 @@ def test_figures_need_no_notebook_to_be_imported():
     code = f"{blocked}; import stn_cifar.plots; assert 'matplotlib.pyplot' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_player_of_noise_which_no_jpeg_makes_small():
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randint(256, (10, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    assert _sprite([noise] * 10).startswith("data:image/jpeg;base64,")

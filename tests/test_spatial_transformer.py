@@ -168,6 +168,17 @@ def test_bad_arguments_are_refused_by_name(options, message):
         SpatialTransformer(network(outputs), **options)
 
 
+@pytest.mark.parametrize(("options", "message"), [
+    (dict(iterations=0), "iterations: 0; must be 1 or more"),
+    (dict(supersample=0), "supersample: 0; must be a whole number"),
+    (dict(supersample=2.5), "supersample: 2.5; must be a whole number"),
+    (dict(output_size=0), "size: 0; must be 1 or more pixels"),
+    (dict(output_size=(8, -1)), r"size: \(8, -1\); must be 1 or more pixels")])
+def test_numbers_out_of_range_are_refused_by_name(options, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        SpatialTransformer(network(6), **options)
+
+
 def test_a_prediction_of_another_size_is_refused():
     with pytest.raises(ValueError, match=r"^params: shape \(2, 5\); affine needs \(B, 6\)"):
         SpatialTransformer(network(5), initialize=False)(rand(2, 3, 8, 8))

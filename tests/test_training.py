@@ -890,3 +890,32 @@ def test_the_networks_compute_in_the_chosen_precision(glyph_data, precision, dty
     assert set(seen) == {(dtype, torch.float32)} and history[0]["precision"] == precision
     assert math.isfinite(history[0]["train_loss"])
     assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_a_validation_split_that_was_not_distorted_is_told_before_the_first_step(glyph_data):
+    images, labels = glyph_data.train.images, glyph_data.train.labels
+    plain = Data(Split(images[:20], labels[:20]), val=Split(images[20:30], labels[20:30]),
+                 classes=glyph_data.classes)
+    config = Config(device="cpu", distortion="translation", epochs=1)
+    with pytest.raises(ValueError, match=r"^val: images of \(3, 32, 32\), .*data\.distorted"):
+        fit(build_model(config, plain), plain, config)
+
+
+def test_a_bent_distortion_of_another_name_has_no_known_pose_either(glyph_data, monkeypatch):
+    wave = distortions.Distortion("wave", "tps", {"bend": (0, 0.1)}, disc=False)
+    monkeypatch.setitem(distortions.DISTORTIONS, "wave", wave)
+    plain = Data(Split(glyph_data.train.images[:20], glyph_data.train.labels[:20]),
+                 classes=glyph_data.classes)
+    config = Config(device="cpu", distortion="wave", pose_weight=1.0, epochs=1)
+    with pytest.raises(ValueError, match=r"^pose_weight: 1\.0 needs a pose that is known"):
+        fit(build_model(config, plain), plain, config)
+
+
+@pytest.mark.parametrize("data", [None, {}, 3])
+def test_what_is_no_data_is_told(data):
+    config = Config(device="cpu", epochs=1)
+    with pytest.raises(ValueError, match=r"^data: a \w+; must be a Data"):
+        fit(build_model(config), data, config)
+    if data is not None:  # None: CIFAR-10's shape
+        with pytest.raises(ValueError, match=r"^data: a \w+; must be a Data"):
+            build_model(config, data)

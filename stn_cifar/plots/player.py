@@ -64,5 +64,5 @@ def _sprite(columns: list[Tensor]) -> str:
     """
     sheet = torch.cat([column.transpose(0, 1).flatten(1, 2) for column in columns], dim=2)
     content = io.BytesIO()
-    image_of(sheet).save(content, "jpeg", quality=92, subsampling=0, optimize=True)
+    image_of(sheet).save(content, "jpeg", quality=92, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()

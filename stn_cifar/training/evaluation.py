@@ -36,9 +36,12 @@ def evaluate(model: STNClassifier, split: Split, batch_size: int = 250,
     if not isinstance(split, Split):
         raise ValueError(f"split: a {type(split).__name__}; must be a Split, such as data.test")
     classes = model.num_classes
-    if (highest := split.labels.max().item()) >= classes:
-        raise ValueError(f"labels: up to {highest}, but the model tells {classes} classes apart; "
-                         "build_model(config, data) makes one for the data")
+    low, high = (label.item() for label in split.labels.aminmax())
+    if low < 0 or high >= classes:
+        raise ValueError(f"labels: from {low} to {high}, but the model tells {classes} classes "
+                         "apart, from 0; build_model(config, data) makes one for the data")
+    if batch_size < 1:
+        raise ValueError(f"batch_size: {batch_size}; must be 1 or more")
     loss = torch.zeros((), dtype=torch.float64, device=model.device)
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=model.device)
     with evaluating(model):

@@ -16,6 +16,7 @@ from ..data import Data
 from ..distortions import DISTORTIONS
 from ..seeding import epoch_seed, seeded
 from ..stn import STNClassifier
+from ..transforms import FAMILIES
 from .captured import make_step
 from .checkpoints import claim, resume, save_checkpoint
 from .evaluation import evaluate
@@ -53,6 +54,8 @@ def fit(model: STNClassifier, data: Data, config: Config,
     The process is left as it was found: random state, denormal numbers. Raises ValueError where
     model, data and config do not go together; NonFiniteLoss; CheckpointError.
     """
+    if not isinstance(data, Data):
+        raise ValueError(f"data: a {type(data).__name__}; must be a Data(train=Split(...), ...)")
     fitted = for_data(config, data)
     _check_config(model.config and for_data(model.config, data), fitted)
     if fitted != config:
@@ -202,11 +205,18 @@ def _check_data(model, data, config):
     if model.num_classes != len(data.classes):
         raise ValueError(f"model: it tells {model.num_classes} classes apart, but {data.name} has "
                          f"{len(data.classes)}; build_model(config, data) makes one for these")
-    known = config.distortion != "elastic" and (config.distortion or data.train.poses is not None)
+    if data.val is not None and tuple(data.val.images.shape[1:]) != model.input_shape:
+        raise ValueError(f"val: images of {tuple(data.val.images.shape[1:])}, but with distortion="
+                         f"{config.distortion!r} the model takes {model.input_shape}; distort val "
+                         "and test too: stn_cifar.data.distorted(split, distortion)")
+    known = data.train.poses is not None
+    if config.distortion is not None:
+        known = FAMILIES[DISTORTIONS[config.distortion].family].is_matrix
     weight = config.loss_weights()["pose"]
     if weight and not known:
         raise ValueError(f"pose_weight: {weight} needs a pose that is known and a "
-                         "matrix: dataset='glyphs', or a distortion other than 'elastic'")
+                         "matrix: dataset='glyphs', or a distortion other than 'elastic'; without "
+                         "one, set pose_weight=0 and pose_bins=0")
     if weight and config.distortion is None and (config.flip or config.shift):
         raise ValueError(f"pose_weight: {weight} with flip={config.flip} and "
                          f"shift={config.shift}, which make the known poses of {data.name} wrong; "

@@ -1,4 +1,4 @@
-"""The arithmetic of the networks: fp32, bf16 or fp16. Coordinates are float32 always."""
+"""The precision of the networks: fp32, bf16 or fp16. Coordinates are float32 always."""
 
 import contextlib
 

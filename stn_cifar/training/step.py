@@ -73,5 +73,5 @@ class Step:
             cutout = self.augmentation.get("cutout", 0)
             images = augment.cut_out(images, augmentation[index], cutout)
         bins = self.model.transformer.pose_bins
-        undoing = true_params(applied, bins.transform) if bins else None
-        return images, labels, Known(applied, undoing, bins, self.max_scale)
+        undone_by = true_params(applied, bins.transform) if bins else None
+        return images, labels, Known(applied, undone_by, bins, self.max_scale)
