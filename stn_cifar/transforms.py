@@ -165,7 +165,6 @@ def constant(make):
     kept = {}
 
     @wraps(make)
-    @torch.compiler.assume_constant_result
     def made(*args):
         if args not in kept:
             with torch.inference_mode(False):  # or it could never take part in training
