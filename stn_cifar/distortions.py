@@ -253,12 +253,6 @@ def _patchwork(images, patches, size):
     return pixels[index[:, :size, :size]].permute(0, 3, 1, 2)
 
 
-def distort(images, name, generator, **fixed):
-    """`sample_params` and `apply` at once: (pictures in [0, 1], the theta that was applied)."""
-    params = sample_params(name, len(images), generator, **fixed).to(images.device)
-    return apply(images, params), params.theta
-
-
 def suite(images, name):
     """The frozen suite of `images` (N, C, H, H): (uint8 pictures (N, C, H', H'), applied theta).
 

@@ -25,6 +25,11 @@ def sampled(images, epoch=1, seed=0, stream=0, **options):
     return augment.sample_params(images, epoch, seed, generator, **options)
 
 
+def augmented(images, params, cutout=0):
+    """Mirrored, shifted, and with a hole."""
+    return augment.cut_out(augment.apply(images, params), params, cutout)
+
+
 def by_hand(image, flip, down, right, top, left, cutout, mode="reflect"):
     """One image (C, S, S) by numpy: the window `down` and `right`, mirrored, then its hole."""
     around, size = image.shape[-1] - 1, image.shape[-1]
@@ -54,7 +59,7 @@ def test_every_image_is_as_numpy_makes_it(data):
                               min_size=1, max_size=4))
     images, params = images_of(len(rows), channels, size), torch.tensor(rows)
     before = images.clone()
-    result = augment.apply(images, params, cutout)
+    result = augmented(images, params, cutout)
     assert result.dtype == torch.uint8
     assert np.array_equal(result.numpy(), all_by_hand(images, params, cutout))
     assert torch.equal(images, before)  # the training images are not written to
@@ -67,23 +72,23 @@ def test_every_image_is_as_numpy_makes_it(data):
 def test_the_comparison_with_numpy_shows_what_is_done_otherwise(wrong, how):
     """The negative control: another edge, axes exchanged, another direction, a flip, a hole."""
     images = images_of(1)
-    result = augment.apply(images, torch.tensor([[0, 1, 2, 3, 4]]), 2)
+    result = augmented(images, torch.tensor([[0, 1, 2, 3, 4]]), 2)
     assert not np.array_equal(result.numpy(), all_by_hand(images, torch.tensor([wrong]), 2, **how))
 
 
 def test_a_positive_shift_moves_the_image_up_and_left_and_mirrors_the_rest():
     ramp = torch.arange(SIZE, dtype=torch.uint8).expand(1, 3, SIZE, SIZE)
-    right = augment.apply(ramp, torch.tensor([[0, 0, 2, 0, 0]]))[0, 0, 0].tolist()
+    right = augmented(ramp, torch.tensor([[0, 0, 2, 0, 0]]))[0, 0, 0].tolist()
     assert right == [2, 3, 4, 5, 6, 7, 6, 5]  # 6, the neighbour of the outermost pixel, comes first
-    down = augment.apply(ramp.mT, torch.tensor([[0, -2, 0, 0, 0]]))[0, 0, :, 0].tolist()
+    down = augmented(ramp.mT, torch.tensor([[0, -2, 0, 0, 0]]))[0, 0, :, 0].tolist()
     assert down == [2, 1, 0, 1, 2, 3, 4, 5]
-    assert augment.apply(ramp, torch.tensor([[1, 0, 2, 0, 0]]))[0, 0, 0].tolist() == right[::-1]
+    assert augmented(ramp, torch.tensor([[1, 0, 2, 0, 0]]))[0, 0, 0].tolist() == right[::-1]
 
 
 @pytest.mark.parametrize(("channels", "mean"), [(3, (0.4914, 0.4822, 0.4465)), (1, (0.5,))])
 def test_a_hole_is_what_a_network_that_normalizes_takes_for_nothing(channels, mean):
     images = torch.full((1, channels, SIZE, SIZE), 7, dtype=torch.uint8)
-    result = augment.apply(images, torch.tensor([[1, 2, -3, 5, 0]]), 3)[0]
+    result = augmented(images, torch.tensor([[1, 2, -3, 5, 0]]), 3)[0]
     hole = result[:, 5:8, 0:3] / 255
     assert (hole - torch.tensor(mean).view(-1, 1, 1)).abs().max() < 1 / 255
     assert (result != 7).sum() == 9 * channels
@@ -92,15 +97,15 @@ def test_a_hole_is_what_a_network_that_normalizes_takes_for_nothing(channels, me
 def test_each_image_of_a_batch_gets_what_was_sampled_for_it():
     images = images_of(20)
     params = sampled(images, flip=True, shift=3, cutout=4)
-    whole, index = augment.apply(images, params, 4), torch.tensor([3, 19, 0, 3])
-    assert torch.equal(augment.apply(images[index], params[index], 4), whole[index])
-    assert not torch.equal(augment.apply(images[index], params[:4], 4), whole[index])
+    whole, index = augmented(images, params, 4), torch.tensor([3, 19, 0, 3])
+    assert torch.equal(augmented(images[index], params[index], 4), whole[index])
+    assert not torch.equal(augmented(images[index], params[:4], 4), whole[index])
 
 
 def test_nothing_is_read_back_from_the_device():
     """A GPU would wait. Tensors without memory cannot be read: they know their shape only."""
     params = torch.zeros(6, 5, dtype=torch.int64, device="meta")
-    result = augment.apply(images_of().to("meta"), params, 4)
+    result = augmented(images_of().to("meta"), params, 4)
     assert result.shape == (6, 3, SIZE, SIZE) and result.dtype == torch.uint8
     with pytest.raises(RuntimeError):
         bool(result.any())  # so it would have been noticed
@@ -123,7 +128,7 @@ def test_what_is_not_asked_for_is_not_done(options):
     assert params.shape == (200, 5) and params.dtype == torch.int64 and params.device.type == "cpu"
     assert params[:, 0].any() == ("flip" in options)
     assert params[:, 1:3].any() == ("shift" in options)
-    holes = augment.apply(images, params, options.get("cutout", 0)) != augment.apply(images, params)
+    holes = augmented(images, params, options.get("cutout", 0)) != augmented(images, params)
     assert holes.any() == ("cutout" in options) and (holes.any(1).sum((1, 2)) <= 9).all()
 
 
@@ -149,7 +154,7 @@ def test_two_epochs_show_every_image_both_ways(seed, epoch):
 
 def test_mirrored_and_plain_images_are_what_two_epochs_show():
     images = images_of(50)
-    shown = torch.stack([augment.apply(images, sampled(images, epoch, flip=True))
+    shown = torch.stack([augmented(images, sampled(images, epoch, flip=True))
                          for epoch in (7, 8)])
     both = torch.stack([images, images.flip(-1)])
     same = (shown == both).flatten(2).all(2)
@@ -199,6 +204,6 @@ def test_the_largest_that_fits_is_taken():
     images = images_of(200)
     params = sampled(images, shift=SIZE - 1, cutout=SIZE)
     assert params[:, 1].max() == SIZE - 1 and not params[:, 3:].any()
-    assert np.array_equal(augment.apply(images, params).numpy(), all_by_hand(images, params))
+    assert np.array_equal(augmented(images, params).numpy(), all_by_hand(images, params))
     hole = torch.tensor(OUTSIDE, dtype=torch.uint8).view(3, 1, 1)
-    assert torch.equal(augment.apply(images, params, SIZE), hole.expand_as(images))
+    assert torch.equal(augmented(images, params, SIZE), hole.expand_as(images))

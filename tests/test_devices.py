@@ -9,6 +9,7 @@ import contextlib
 
 import pytest
 import torch
+from distorting import distort
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
@@ -149,10 +150,10 @@ def test_what_was_kept_meanwhile_serves_real_tensors_afterwards():
         family = FAMILIES[distortions.DISTORTIONS[name].family]
         with FakeTensorMode(allow_non_fake_inputs=True):
             generator = torch.Generator().manual_seed(0)
-            fake, _ = distortions.distort(torch.zeros(2, 3, size, size), name, generator)
+            fake, _ = distort(torch.zeros(2, 3, size, size), name, generator)
             family.grid(torch.zeros(1, family.num_params), (size, 31))
         assert isinstance(fake, FakeTensor)
-        real, _ = distortions.distort(batch, name, torch.Generator().manual_seed(0))
+        real, _ = distort(batch, name, torch.Generator().manual_seed(0))
         assert type(real) is torch.Tensor and real.isfinite().all() and real.std() > 0
         assert family.grid(family.identity()[None], (size, 31)).isfinite().all()
 

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from distorting import distort
 from scipy.interpolate import RBFInterpolator
 from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.stats import kstest
 
 from stn_cifar import Config, distortions, load_data
 from stn_cifar.data.cifar10 import DataError
-from stn_cifar.distortions import DISTORTIONS, apply, distort, sample_params
+from stn_cifar.distortions import DISTORTIONS, apply, sample_params
 from stn_cifar.matrices import decompose, inverse
 from stn_cifar.sampler import sample
 from stn_cifar.transforms import FAMILIES, MAX_TILT, control_points

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from distorting import distort
 from torch import nn
 
-from stn_cifar import Config, Data, Split, build_model, distortions, evaluate
+from stn_cifar import Config, Data, Split, build_model, evaluate
 from stn_cifar.pose_bins import PoseBins
 from stn_cifar.spatial_transformer import IdentityTransformer, SpatialTransformer
 from stn_cifar.stn import STNClassifier
@@ -206,7 +207,7 @@ def upright_marks(count=24):
 def turned_marks(name="rotation", count=24):
     images, labels = upright_marks(count)
     generator = torch.Generator().manual_seed(2)
-    pictures, theta = distortions.distort(images, name, generator)
+    pictures, theta = distort(images, name, generator)
     return Split((pictures * 255).round().to(torch.uint8), labels, theta)
 
 

@@ -39,11 +39,10 @@ def sample_params(images: Tensor, epoch: int, seed: int, generator: torch.Genera
     return params
 
 
-def apply(images: Tensor, params: Tensor, cutout: int = 0) -> Tensor:
-    """uint8 `images` (B, C, S, S) augmented by `params` (B, 5), on their device.
+def apply(images: Tensor, params: Tensor) -> Tensor:
+    """uint8 `images` (B, C, S, S) mirrored and shifted by `params` (B, 5), on their device.
 
-    cutout: the hole's side, pixels. One gather does it all. What a shift uncovers is the picture
-    mirrored at its outermost pixels; a hole has the mean colour.
+    One gather does it all. What a shift uncovers is the picture mirrored at its outermost pixels.
     """
     size = images.shape[-1]
     pixels = torch.arange(size, device=images.device)
@@ -53,13 +52,13 @@ def apply(images: Tensor, params: Tensor, cutout: int = 0) -> Tensor:
                                               strict=True))
     batch = torch.arange(len(images), device=images.device)[:, None, None, None]
     channel = torch.arange(images.shape[1], device=images.device)[:, None, None]
-    images = images[batch, channel, rows[:, None, :, None], columns[:, None, None, :]]
-    return cut_out(images, params, cutout)
+    return images[batch, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
 def cut_out(images: Tensor, params: Tensor, cutout: int) -> Tensor:
     """`images` (B, C, S, S), uint8 or in [0, 1], with the holes of `params`, made in place.
 
+    cutout: their side, pixels; they have the mean colour.
     Distorted pictures get theirs last: a hole that turns along with the picture tells, by its
     sides, how the picture was turned, and a pose-supervised transformer learns to read nothing
     else (study `rotation-strong`: at chance on pictures without a hole).
