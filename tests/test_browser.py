@@ -240,18 +240,34 @@ def executed(browser, lab):
         training = page.locator(".jp-OutputArea", has=page.get_by_text("training on cpu")).first
         look(page, training, "training")
         path = folder / "notebooks" / "short.ipynb"
-        kernels = f"{address}/api/kernels"
-        wait_for(lambda: [kernel["execution_state"] for kernel in answers(kernels)] == ["idle"],
-                 900, "all cells to be run")
-        page.wait_for_timeout(1000)
+        wait_for(lambda: saved(page, path) and is_idle(address), 900, "all cells to be run")
+        page.wait_for_timeout(1000)  # for the outputs that the last cell may still send
         page.keyboard.press("Control+s")
-        wait_for(lambda: '"execution_count": null' not in path.read_text(), 60, "it to be saved")
+        page.wait_for_timeout(2000)
         headings = dict(setup="Setup", pairs="What the transformer does", film="over the epochs")
         for name, heading in headings.items():
             look(page, page.get_by_role("heading", name=heading).first, name)
         check_player_in_lab(page)
         assert page.failures == []
     return path
+
+
+def saved(page, path):
+    """Save the notebook; whether what lies on the disk has run to its end. An error ends the wait.
+
+    The kernel alone does not tell: it is idle between two cells also.
+    """
+    page.keyboard.press("Control+s")
+    page.wait_for_timeout(1500)
+    code = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    errors = [output for cell in code for output in cell.outputs if output.output_type == "error"]
+    assert errors == [], "\n".join(errors[0].traceback)
+    return all(cell.execution_count for cell in code)
+
+
+def is_idle(address):
+    kernels = answers(f"{address}/api/kernels") or []
+    return [kernel["execution_state"] for kernel in kernels] == ["idle"]
 
 
 def look(page, locator, name):
