@@ -98,54 +98,57 @@ def separable(inputs, outputs, kernel=3, halve=False):
         nn.Conv2d(inputs, outputs, 1, bias=False), *pool, nn.BatchNorm2d(outputs))
 
 
-class SeparableClassifier(nn.Sequential):
+class PooledClassifier(nn.Module):
+    """Convolutional features, one value of each channel, one fully connected layer.
+
+    pool: maps (B, C, H, W) -> (B, C). p4: the features are a group convolutional network's; the
+    largest value is taken over the four quarter turns too, so the logits are invariant: they do
+    not change when the picture is turned by 90 degrees.
+    """
+
+    def __init__(self, features, pool, channels, size, num_classes, p4=False, bias=True, scale=1):
+        super().__init__()
+        self.features, self.pool, self.p4, self.scale = features, pool, p4, scale
+        pooled = nn.Sequential(features, nn.AdaptiveMaxPool2d(1), nn.Flatten())
+        inputs = feature_size(pooled, channels, size, p4)
+        self.head = nn.Linear(inputs, num_classes, bias=bias)
+
+    def forward(self, images):
+        pooled = self.pool(self.features(images))
+        pooled = split_turns(pooled).amax(dim=1) if self.p4 else pooled
+        return self.scale * self.head(pooled)
+
+
+def separable_classifier(channels, size, num_classes, width):
     """Residual depthwise-separable blocks, at the size of the picture, a half and a quarter."""
-
-    STAGES = ((24, 1, 3), (48, 3, 5), (77, 2, 5))  # channels, blocks, side of their filters
-
-    def __init__(self, channels, size, num_classes, width):
-        layers, before = [], None
-        for count, blocks, kernel in self.STAGES:
-            now = max(1, round(width * count))
-            layers += [separable(before, now, halve=True) if before else convolution(channels, now),
-                       nn.SiLU()]
-            for _ in range(blocks):
-                layers += [Residual(separable(now, now, kernel)), nn.SiLU()]
-            before = now
-        features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        head = nn.Linear(feature_size(features, channels, size), num_classes)
-        super().__init__(OrderedDict(features=features, head=head))
+    layers, before = [], None
+    for count, blocks, kernel in ((24, 1, 3), (48, 3, 5), (77, 2, 5)):  # kernel: of its blocks
+        now = max(1, round(width * count))
+        layers += [separable(before, now, halve=True) if before else convolution(channels, now),
+                   nn.SiLU()]
+        for _ in range(blocks):
+            layers += [Residual(separable(now, now, kernel)), nn.SiLU()]
+        before = now
+    mean = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return PooledClassifier(nn.Sequential(*layers), mean, channels, size, num_classes)
 
 
-class StrongClassifier(nn.Module):
+def strong_classifier(channels, size, num_classes, width, p4=False):
     """After airbench96 (Jordan 2024, arXiv 2404.00498), without its whitening.
 
     Three blocks of three convolutions; each block's first halves the picture, the other two have a
-    shortcut. p4: as a group convolutional network of as many channels, invariant to quarter turns.
+    shortcut. p4: as a group convolutional network of as many channels.
     """
-
-    LOGIT_SCALE = 1 / 9  # airbench's: keeps the first steps of a high learning rate tame
-
-    def __init__(self, channels, size, num_classes, width, p4=False):
-        super().__init__()
-        self.p4, turns = p4, 4 if p4 else 1
-        stem, *widths = (max(1, round(width * n / turns)) for n in (32, 128, 384, 512))
-        layers = [convolution(channels, stem, p4=p4, first=True), nn.GELU()]
-        for before, after in zip([stem, *widths], widths, strict=False):
-            layers += [
-                convolution(before, after, halve=True, p4=p4), nn.GELU(),
-                Residual(convolution(after, after, p4=p4), nn.GELU(),
-                         convolution(after, after, p4=p4)),
-                nn.GELU(),
-            ]
-        self.features = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten())
-        inputs = feature_size(self.features, channels, size, p4)
-        self.head = nn.Linear(inputs, num_classes, bias=False)
-
-    def forward(self, images):
-        pooled = self.features(images)
-        pooled = split_turns(pooled).amax(dim=1) if self.p4 else pooled
-        return self.LOGIT_SCALE * self.head(pooled)
+    stem, *widths = (max(1, round(width * n / (4 if p4 else 1))) for n in (32, 128, 384, 512))
+    layers = [convolution(channels, stem, p4=p4, first=True), nn.GELU()]
+    for before, after in zip([stem, *widths], widths, strict=False):
+        layers += [convolution(before, after, halve=True, p4=p4), nn.GELU(),
+                   Residual(convolution(after, after, p4=p4), nn.GELU(),
+                            convolution(after, after, p4=p4)), nn.GELU()]
+    largest = nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten())
+    # scale: airbench's, keeps the first steps of a high learning rate tame
+    return PooledClassifier(nn.Sequential(*layers), largest, channels, size, num_classes, p4,
+                            bias=False, scale=1 / 9)
 
 
 def light_features(channels, width, p4=False):
@@ -172,23 +175,15 @@ def light_features(channels, width, p4=False):
     )
 
 
-class LightClassifier(nn.Module):
-    """`light_features`, the largest value of each channel, one layer.
+def light_classifier(channels, size, num_classes, width, p4=False):
+    """`light_features`, and the largest value of each channel."""
+    return PooledClassifier(light_features(channels, width, p4), spatial_max, channels, size,
+                            num_classes, p4)
 
-    p4: the largest is taken over the four quarter turns too, so the logits are invariant: they do
-    not change when the picture is turned by 90 degrees.
-    """
 
-    def __init__(self, channels, size, num_classes, width, p4=False):
-        super().__init__()
-        self.p4 = p4
-        self.features = light_features(channels, width, p4)
-        pooled = nn.Sequential(self.features, nn.AdaptiveMaxPool2d(1), nn.Flatten())
-        self.head = nn.Linear(feature_size(pooled, channels, size, p4), num_classes)
-
-    def forward(self, images):
-        maps = self.features(images).amax(dim=(2, 3))
-        return self.head(split_turns(maps).amax(dim=1) if self.p4 else maps)
+def spatial_max(maps):
+    """Largest value of each channel; where several are, they share its gradient."""
+    return maps.amax(dim=(2, 3))
 
 
 @dataclass(frozen=True)
@@ -204,10 +199,10 @@ class Classifier:
 CLASSIFIERS = {
     "tutorial": Classifier(lambda c, size, n, width: TutorialClassifier(c, size, n), "tutorial",
                            scalable=False),
-    "separable": Classifier(SeparableClassifier, "compact"),
-    "strong": Classifier(StrongClassifier, "compact"),
-    "strong_p4": Classifier(lambda *args: StrongClassifier(*args, p4=True), "light",
+    "separable": Classifier(separable_classifier, "compact"),
+    "strong": Classifier(strong_classifier, "compact"),
+    "strong_p4": Classifier(lambda *args: strong_classifier(*args, p4=True), "light",
                             p4_invariant=True),
-    "light": Classifier(LightClassifier, "light"),
-    "p4": Classifier(lambda *args: LightClassifier(*args, p4=True), "light", p4_invariant=True),
+    "light": Classifier(light_classifier, "light"),
+    "p4": Classifier(lambda *args: light_classifier(*args, p4=True), "light", p4_invariant=True),
 }

@@ -22,9 +22,9 @@ from .training.precision import DTYPES
 from .transforms import FAMILIES
 
 # what concerns the transformer alone: idle without one
-TRANSFORMER_ONLY = ("localization", "localization_width", "pose_bins", "iterations",
-                    "outside_weight", "identity_weight", "scale_weight", "pose_weight",
-                    "teacher_forcing", "extra_losses")
+TRANSFORMER_ONLY = ("localization", "localization_width", "localization_lr_scale", "pose_bins",
+                    "iterations", "outside_weight", "identity_weight", "scale_weight", "max_scale",
+                    "pose_weight", "teacher_forcing", "extra_losses")
 AS_PRESET = object()  # an override that leaves the preset's value in force
 
 
@@ -149,6 +149,9 @@ class Config:
                    "localization", "leaves quarter turns, so the classifier must be invariant to "
                    f"them; set model='p4' (now {self.model!r}), or localization='p4'")
         check_iterations(self.iterations, self.transform, self.pose_bins)
+        self._need(self.loss_weights()["scale"] or self.max_scale == DEFAULTS["max_scale"],
+                   "max_scale", "with scale_weight=0, by which nothing is held to it; set "
+                   f"scale_weight, such as 10, or it must be {DEFAULTS['max_scale']}")
         self._need(self.pose_bins or not self.teacher_forcing, "teacher_forcing",
                    "without pose_bins; set pose_bins, such as 36, or it must be 0")
         if not self.pose_bins:

@@ -57,13 +57,11 @@ class CompactLocalization(nn.Sequential):
         super().__init__(OrderedDict(features=features, regressor=regressor))
 
 
-class LightLocalization(nn.Sequential):
+def light_localization(channels, size, outputs, width):
     """`light_features` and one fully connected layer on their maps."""
-
-    def __init__(self, channels, size, outputs, width):
-        features = nn.Sequential(*light_features(channels, width), nn.Flatten())
-        regressor = nn.Linear(feature_size(features, channels, size), outputs)
-        super().__init__(OrderedDict(features=features, regressor=regressor))
+    features = nn.Sequential(*light_features(channels, width), nn.Flatten())
+    regressor = nn.Linear(feature_size(features, channels, size), outputs)
+    return nn.Sequential(OrderedDict(features=features, regressor=regressor))
 
 
 class P4Localization(nn.Module):
@@ -89,7 +87,7 @@ class P4Localization(nn.Module):
         # quarter r of the bins: how upright the picture would be, were it turned by r quarters
         return self.regressor(turned_copies(pooled)).flatten(1)
 
-    def start_at(self, logits):
+    def initialize_output(self, logits):
         """Predict `logits` (outputs,) always; without mod90 their first quarter, 4 times."""
         nn.init.zeros_(self.regressor.weight)
         with torch.no_grad():
@@ -109,7 +107,7 @@ class Localization:
 LOCALIZATIONS = {
     "tutorial": Localization(lambda c, size, n, width: TutorialLocalization(c, size, n), False),
     "compact": Localization(lambda c, size, n, width: CompactLocalization(c, size, n), False),
-    "light": Localization(LightLocalization),
+    "light": Localization(light_localization),
     "p4": Localization(P4Localization, angle_span=2 * math.pi),
     "p4_mod90": Localization(lambda *args: P4Localization(*args, mod90=True),
                              angle_span=math.pi / 2, needs_invariance=True),

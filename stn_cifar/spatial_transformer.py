@@ -66,7 +66,7 @@ class SpatialTransformer(nn.Module):
         self.padding_mode, self.interpolation = padding_mode, interpolation
         self.supersample = supersample
         if initialize:
-            start_at(localization, pose_bins.initial_logits() if pose_bins
+            initialize_output(localization, pose_bins.initial_logits() if pose_bins
                      else self.family.identity())
 
     def forward(self, images: torch.Tensor, true_params: torch.Tensor | None = None,
@@ -190,14 +190,14 @@ def _height_width(size):
     return height, width
 
 
-def start_at(network, values):
+def initialize_output(network, values):
     """Let `network` predict `values` (n,) for every input, whatever comes in.
 
     Its last layer with weights gets zero weights, and `values` as its bias; what stands behind that
-    layer (a tanh, say) is not undone. A network with a method `start_at(values)` does so itself.
-    ValueError where there is no such layer, or its size is another.
+    layer (a tanh, say) is not undone. A network with a method `initialize_output(values)` does it
+    itself. ValueError where there is no such layer, or its size is another.
     """
-    if network_start := getattr(network, "start_at", None):
+    if network_start := getattr(network, "initialize_output", None):
         return network_start(values)
     layers = [layer for layer in network.modules()
               if isinstance(getattr(layer, "weight", None), nn.Parameter)]

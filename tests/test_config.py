@@ -88,7 +88,7 @@ def test_extra_losses_are_names_of_the_table_with_weights(text):
 @pytest.mark.parametrize(("field", "value"), [
     ("epochs", 1), ("batch_size", 1), ("learning_rate", 1), ("learning_rate", 1e-12),
     ("localization_lr_scale", 0), ("momentum", 0.999), ("val_size", 0), ("supersample", 8),
-    ("seed", 2**31 - 1), ("max_scale", 1), ("stn", False), ("output_size", None),
+    ("seed", 2**31 - 1), ("stn", False), ("output_size", None),
     ("distortion", None), ("data_root", None), ("localization", None), ("warmup", 0),
     ("warmup", 0.9), ("label_smoothing", 0.9), ("flip", True), ("schedule", "cosine")])
 def test_values_at_the_limits_are_good(field, value):
@@ -172,7 +172,10 @@ P4 = dict(BINS, localization="p4")
         "scale_weight": dict(scale_weight=1), "iterations": dict(iterations=2),
         "teacher_forcing": dict(teacher_forcing=0.5),
         "localization": dict(localization="light"), "extra_losses": dict(extra_losses="pose=1"),
+        "localization_lr_scale": dict(localization_lr_scale=0.1),
+        "max_scale": dict(max_scale=1.1),
         "localization_width": dict(model="light", localization_width=2.0)}.items()),
+    (dict(max_scale=1.1), "max_scale", "set scale_weight"),
 ])
 def test_what_does_not_go_together_is_named_with_its_remedy(fields, names, remedy):
     with pytest.raises(ValueError, match=f"^{names}: .*{re.escape(remedy)}"):
@@ -180,6 +183,7 @@ def test_what_does_not_go_together_is_named_with_its_remedy(fields, names, remed
 
 
 @pytest.mark.parametrize("fields", [
+    dict(max_scale=1, scale_weight=1), dict(max_scale=1.1, extra_losses="scale=1"),
     dict(iterations=3, transform="projective"), dict(iterations=2, output_size=20),
     dict(transform="tps", output_size=20), BINS, P4, dict(BINS, transform="similarity"),
     dict(P4, model="p4", localization="p4_mod90", pose_bins=12), dict(P4, teacher_forcing=1.0),
@@ -323,7 +327,7 @@ def legal_values(name):
 
 # fields that are legal with certain others only
 BOUND = ("iterations", "width", "localization_width", "localization", "pose_bins",
-         "teacher_forcing", "stn")
+         "teacher_forcing", "stn", "max_scale")
 
 
 @settings(max_examples=40)

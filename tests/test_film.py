@@ -21,7 +21,7 @@ from stn_cifar.data import Data, Split
 from stn_cifar.plots import Film, Live, film
 from stn_cifar.plots.film import HEADER, MARGIN, MEASURED, STEP
 from stn_cifar.plots.player import TILE, _sprite
-from stn_cifar.spatial_transformer import start_at
+from stn_cifar.spatial_transformer import initialize_output
 from stn_cifar.stn import build_model
 from stn_cifar.training.loop import fit
 
@@ -36,7 +36,7 @@ def turning(data, **fields):
 
 
 def turn(model, degrees):
-    start_at(model.transformer.localization, torch.tensor([np.deg2rad(degrees)]))
+    initialize_output(model.transformer.localization, torch.tensor([np.deg2rad(degrees)]))
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_predictions_bands_and_findings_are_the_models_in_evaluation_mode(filmed
 def test_findings_warn_of_zooming_out_and_are_silent_without_a_transformer(glyph_data):
     model = build_model(Config(device="cpu", transform="attention"), glyph_data)
     film = Film(model, glyph_data)
-    start_at(model.transformer.localization, torch.tensor([2.0, 0, 0]))
+    initialize_output(model.transformer.localization, torch.tensor([2.0, 0, 0]))
     film(model, history(1))
     assert film.frames[1].findings[0].startswith("zoomed out")
     control = build_model(Config(device="cpu", stn=False), glyph_data)

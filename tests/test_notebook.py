@@ -567,7 +567,7 @@ def test_all_cells_run_with_real_figures_and_a_real_if_small_training(code, tmp_
     assert re.search(r"with the transformer, \d+\.\d% without; one run each", said)
     assert re.search(r"rotation error: median \d+\.\d°, mean \d+\.\d°", said)
     assert "warped (8, 3, 32, 32), theta (8, 2, 3); untrained, it changes the images by 0e+" in said
-    figures = [thing for thing in person.shown if isinstance(thing, plots.style.Page)]
+    figures = [thing for thing in person.shown if isinstance(thing, plots.style.StyledFigure)]
     assert len(figures) >= 13
     assert all(figure.texts[0].get_text() for figure in figures)  # a title
 

@@ -29,7 +29,7 @@ from stn_cifar.data import Data, Split
 from stn_cifar.diagnostics import Statistics, statistics
 from stn_cifar.plots.curves import NUMBERED, QUANTITIES
 from stn_cifar.plots.images import examples, mean_images
-from stn_cifar.spatial_transformer import start_at
+from stn_cifar.spatial_transformer import initialize_output
 from stn_cifar.stn import STNClassifier, build_model
 from stn_cifar.transforms import FAMILIES
 
@@ -70,14 +70,14 @@ def small(channels=3, size=32, classes=3, images=12):
 def predicting(params, data, **fields):
     """A model that predicts `params` for every image."""
     model = build_model(Config(device="cpu", **fields), data)
-    start_at(model.transformer.localization, torch.as_tensor(params))
+    initialize_output(model.transformer.localization, torch.as_tensor(params))
     return model
 
 
 def turning(data, answer=1, **fields):
     """A model that turns every image by 90 degrees, and predicts class `answer`."""
     model = predicting([np.pi / 2], data, transform="rotation", **fields)
-    start_at(model.classifier, torch.eye(len(data.classes))[answer])
+    initialize_output(model.classifier, torch.eye(len(data.classes))[answer])
     return model
 
 
@@ -165,7 +165,7 @@ def test_every_figure_of_any_data(channels, size, classes):
     here = {name for name in plots.__all__ if callable(getattr(plots, name))}
     assert set(figures) == here - {
         "curves", "compare", "theta_bands", "robustness", "rotation_errors",  # which see no data
-        "Film", "Live", "figure_page", "first_of_each_class", "light_png", "own_style", "save",
+        "Film", "Live", "titled_figure", "first_of_each_class", "light_png", "own_style", "save",
         "title_of"}
     for name, figure in figures.items():
         title, note = drawn(figure).texts[:2]

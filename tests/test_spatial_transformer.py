@@ -13,7 +13,7 @@ from torch import nn
 from stn_cifar import SpatialTransformer
 from stn_cifar.matrices import inverse
 from stn_cifar.pose_bins import PoseBins
-from stn_cifar.spatial_transformer import IdentityTransformer, start_at
+from stn_cifar.spatial_transformer import IdentityTransformer, initialize_output
 from stn_cifar.transforms import FAMILIES, identity_grid
 
 MATRIX = [name for name, family in FAMILIES.items() if family.is_matrix]
@@ -140,14 +140,14 @@ def test_a_trained_network_is_left_alone_where_that_is_asked():
 
 def test_a_network_may_start_itself():
     class Own(nn.Module):
-        def start_at(self, values):
+        def initialize_output(self, values):
             self.values = values
 
         def forward(self, images):
             return self.values.expand(len(images), -1)
 
     network = Own()
-    start_at(network, torch.tensor([1.0, 2]))
+    initialize_output(network, torch.tensor([1.0, 2]))
     assert network.values.tolist() == [1, 2]
     images = rand(1, 3, 8, 8)
     assert torch.equal(SpatialTransformer(network)(images).warped, images)

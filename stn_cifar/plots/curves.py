@@ -6,13 +6,14 @@ from itertools import cycle
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, MultipleLocator
 from torch import Tensor
 
 from .. import diagnostics
 from ..distortions import LOG_UNIFORM, UPRIGHT
-from .style import BLUE, GREY, ORANGE, RED, STYLES, Page, figure_page, own_style, short
+from .style import BLUE, GREY, ORANGE, RED, STYLES, own_style, short, titled_figure
 
 TUTORIAL_TEST = 0.57  # the original experiment this project began with
 # quantity -> title, unit, its value for the identity, a range always shown: so that rounding
@@ -42,13 +43,13 @@ def _epochs(ax: Axes) -> None:
 
 
 @own_style()
-def curves(history: list[dict], title: str, test_accuracy: float | None = None) -> Page:
+def curves(history: list[dict], title: str, test_accuracy: float | None = None) -> Figure:
     """Loss and accuracy over the epochs of `history`, as `fit` returns it.
 
     On CIFAR-10 without distortion the original experiment's test accuracy is drawn too.
     """
-    fig = figure_page(328, title, "Training is measured on the batches as they came, dropout and "
-                      "augmentation on: it may lie below the test.")
+    fig = titled_figure(328, title, "Training is measured on the batches as they came, dropout and "
+                        "augmentation on: it may lie below the test.")
     loss, accuracy = fig.subplots(1, 2)
     epochs = [row["epoch"] for row in history]
     for split, style in (("training", dict(color=BLUE)),
@@ -77,7 +78,7 @@ def curves(history: list[dict], title: str, test_accuracy: float | None = None) 
 
 
 @own_style()
-def theta_histograms(statistics: diagnostics.Statistics, title: str) -> Page:
+def theta_histograms(statistics: diagnostics.Statistics, title: str) -> Figure:
     """How theta is distributed over the images, as people read it; and the findings in words."""
     finite = statistics.theta.flatten(1).isfinite().all(1)
     findings = diagnostics.findings(statistics) or ["alive and well-behaved, no sign of collapse."]
@@ -85,8 +86,8 @@ def theta_histograms(statistics: diagnostics.Statistics, title: str) -> Page:
     if left_out := len(finite) - int(finite.sum()):
         below.append(f"Left out: {left_out:,} of {len(finite):,} images: theta is not finite.")
     columns = diagnostics.readable(statistics.theta[finite])
-    fig = figure_page(238, title, "Dashed: the identity. One narrow spike: every image gets the "
-                      "same treatment.", below)
+    fig = titled_figure(238, title, "Dashed: the identity. One narrow spike: every image gets the "
+                        "same treatment.", below)
     for ax, (name, values) in zip(fig.subplots(1, len(columns)), columns.items(), strict=True):
         word, unit, identity, always = QUANTITIES[name]
         values = values[values.isfinite()].double()  # float32 fails on a spike: too many bins
@@ -100,7 +101,7 @@ def theta_histograms(statistics: diagnostics.Statistics, title: str) -> Page:
 
 
 @own_style()
-def theta_bands(epochs: list[int], bands: list[dict[str, list[float]]], title: str) -> Page:
+def theta_bands(epochs: list[int], bands: list[dict[str, list[float]]], title: str) -> Figure:
     """Theta, epoch by epoch: `bands` holds what `diagnostics.quantiles` gave for each of `epochs`.
 
     Epoch 0 is the untrained model. What is not finite leaves a gap.
@@ -108,9 +109,9 @@ def theta_bands(epochs: list[int], bands: list[dict[str, list[float]]], title: s
     values = {name: np.array([band[name] for band in bands], dtype=float).reshape(-1, 5)
               for name in QUANTITIES}
     finite = all(np.isfinite(column).all() for column in values.values())
-    fig = figure_page(398, title, "Line: median; dark: half of the images; light: 90 %; dashed: "
-                      "the identity; epoch 0: untrained. Watch for a lasting drift.",
-                      [] if finite else ["Gaps: values that are not finite."])
+    fig = titled_figure(398, title, "Line: median; dark: half of the images; light: 90 %; dashed: "
+                        "the identity; epoch 0: untrained. Watch for a lasting drift.",
+                        [] if finite else ["Gaps: values that are not finite."])
     for ax, (name, quantiles) in zip(fig.subplots(2, 3).flat, values.items(), strict=True):
         word, unit, identity, always = QUANTITIES[name]
         quantiles[~np.isfinite(quantiles)] = np.nan
@@ -126,7 +127,7 @@ def theta_bands(epochs: list[int], bands: list[dict[str, list[float]]], title: s
 
 
 @own_style()
-def confusion(confusion: Tensor, classes: tuple[str, ...], title: str) -> Page:
+def confusion(confusion: Tensor, classes: tuple[str, ...], title: str) -> Figure:
     """Confusion matrix: of each true class (row) the share that got each prediction, in percent.
 
     confusion: counts (classes, classes), as `evaluate` or a record has it. Cells without an image
@@ -140,7 +141,7 @@ def confusion(confusion: Tensor, classes: tuple[str, ...], title: str) -> Page:
     note += (f"Most often confused: {short(classes[true], 16)}, predicted as "
              f"{short(classes[predicted], 16)}, {wrong.max():.1%}."
              if wrong.any() else "No mistake.")
-    fig = figure_page(628, title, note)
+    fig = titled_figure(628, title, note)
     ax, size = fig.subplots(), max(6, min(9, 120 / len(classes)))
     ax.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     for row in range(len(classes)):
@@ -164,16 +165,16 @@ def confusion(confusion: Tensor, classes: tuple[str, ...], title: str) -> Page:
 
 @own_style()
 def robustness(arms: dict[str, dict[str, dict[str, list[float]]]], title: str,
-               chance: float = 0.1) -> Page:
+               chance: float = 0.1) -> Figure:
     """Accuracy against known distortions, for each arm: name -> `diagnostics.robustness`.
 
     Thin: each arm's accuracy on undistorted images, cut to the same disc, which may cost a model
     that was trained on whole images some points.
     """
     columns = _legend_columns(arms)
-    fig = figure_page(288 + 20 * math.ceil(len(arms) / columns), title, "Flat: no harm done. Thin: "
-                      "undistorted, but cut to the same disc, which may cost some by itself. "
-                      "Dotted: chance.")
+    fig = titled_figure(288 + 20 * math.ceil(len(arms) / columns), title, "Flat: no harm done. "
+                        "Thin: undistorted, but cut to the same disc, which may cost some by "
+                        "itself. Dotted: chance.")
     quantities = list(next(iter(arms.values())))
     best = max(max(part["accuracy"]) for measured in arms.values() for part in measured.values())
     panels = fig.subplots(1, len(quantities), sharey=True, squeeze=False)[0]
@@ -199,11 +200,11 @@ def robustness(arms: dict[str, dict[str, dict[str, list[float]]]], title: str,
 
 
 @own_style()
-def rotation_errors(arms: dict[str, list[int]], title: str) -> Page:
+def rotation_errors(arms: dict[str, list[int]], title: str) -> Figure:
     """Rotation error after the transformer: for each arm the counts of PoseRecovery.histogram."""
     columns = _legend_columns(arms)
-    fig = figure_page(278 + 20 * math.ceil(len(arms) / columns), title, "Upright: at the left. "
-                      "Upside down: at the right. Dotted: chance, all errors equally frequent.")
+    fig = titled_figure(278 + 20 * math.ceil(len(arms) / columns), title, "Upright: at the left. "
+                        "Upside down: at the right. Dotted: chance, all errors equally frequent.")
     ax = fig.subplots()
     for (name, counts), style in zip(arms.items(), cycle(STYLES)):
         edges = np.arange(len(counts) + 1) * diagnostics.BIN
@@ -226,13 +227,13 @@ def _legend_columns(arms):
 
 @own_style()
 def compare(with_history: list[dict], without_history: list[dict], with_accuracy: float,
-            without_accuracy: float, title: str, images: int = 10_000) -> Page:
+            without_accuracy: float, title: str, images: int = 10_000) -> Figure:
     """One classifier with and without the transformer: accuracy over the epochs, and in the test.
 
     images: how many the two test accuracies, fractions, were measured on.
     """
-    fig = figure_page(308, title, "The intervals (95 %) cover the choice of test images only, not "
-                      "how runs differ with the seed.")
+    fig = titled_figure(308, title, "The intervals (95 %) cover the choice of test images only, "
+                        "not how runs differ with the seed.")
     during, test = fig.subplots(1, 2, width_ratios=[3, 2])
     arms = (("with transformer", with_history, with_accuracy),
             ("without", without_history, without_accuracy))

@@ -1,12 +1,13 @@
 """The figure that explains the transformer families."""
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..sampler import sample
 from ..transforms import FAMILIES, Family
 from .regions import draw_region, region
-from .style import Page, figure_page, own_style, show
+from .style import own_style, show, titled_figure
 
 EXAMPLES = {  # parameters that show what a family can do
     "translation": (0.3, 0.2),
@@ -32,16 +33,16 @@ def _example(family: Family) -> Tensor:
 
 
 @own_style()
-def families(image: Tensor, lines: int = 7) -> Page:
+def families(image: Tensor, lines: int = 7) -> Figure:
     """One image (C, S, S), uint8, under an example of each family, with its sampling grid.
 
     Above: the input, and on it the lines x = const and y = const of the output. Below: the output,
     where those lines are straight again.
     """
     size = image.shape[-1]
-    fig = figure_page(250, "The transformer families", "Above: the input, and the grid at which it "
-                      "is sampled. Below: the output, where that grid is straight again.",
-                      w_pad=0.02, h_pad=0.04)
+    fig = titled_figure(250, "The transformer families", "Above: the input, and the grid at which "
+                        "it is sampled. Below: the output, where that grid is straight again.",
+                        w_pad=0.02, h_pad=0.04)
     axes = fig.subplots(2, len(FAMILIES))
     for above, below, family in zip(*axes, FAMILIES.values(), strict=True):
         theta, identity = (family.theta(params) for params in (_example(family),

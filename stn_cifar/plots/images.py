@@ -4,12 +4,13 @@ from itertools import chain
 from typing import NamedTuple
 
 import torch
+from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from torch import Tensor
 
 from ..data import Data, Split
 from ..diagnostics import evaluating
-from .style import Page, label_prediction, own_style, picture_page, short
+from .style import image_grid, label_prediction, own_style, short
 
 CLASSES = 10  # shown at most, of more the first ones: so that pictures stay large enough
 HELD_OUT = ("test", "val", "train")  # whose images are shown: the first of these that there is
@@ -70,13 +71,13 @@ def predict(model, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @own_style()
-def samples(data: Data, count: int = 10) -> Page:
+def samples(data: Data, count: int = 10) -> Figure:
     """The first `count` training images of each class, one row a class."""
     chosen = examples(data, count, ("train",))
     labels = [*dict.fromkeys(chosen.labels)]
     rows = chosen.images.split([chosen.labels.count(label) for label in labels])
     note = f"{len(data.classes)} classes; each image is {data.size} x {data.size} pixels."
-    fig, ax, corners = picture_page(f"{data.name}: training images", note + chosen.note,
+    fig, ax, corners = image_grid(f"{data.name}: training images", note + chosen.note,
                                     _filled(rows, count), count, min(64, 700 // count - 4),
                                     left=92, above=4)
     for label in labels:
@@ -91,19 +92,19 @@ def _filled(rows, count: int) -> list:
 
 
 @own_style()
-def strip(model, data: Data, title: str | None = None) -> Page:
+def strip(model, data: Data, title: str | None = None) -> Figure:
     """A test image of each class above the classifier's input made of it, and the prediction."""
     chosen, warped, truth, predicted = _compared(model, data, 1)
     note = f"Above: the {chosen.kind} image. Below: the classifier's input, and its prediction."
     columns = len(truth)
-    return picture_page(title or title_of(model.config, data), note + chosen.note,
+    return image_grid(title or title_of(model.config, data), note + chosen.note,
                         [*chosen.images, *warped], columns, min(160, 800 // columns // 32 * 32),
                         truth + predicted, gap=14)[0]
 
 
 @own_style()
 def pairs(model, data: Data, title: str | None = None, look_for: str | None = None,
-          count: int = 4) -> Page:
+          count: int = 4) -> Figure:
     """The first `count` test images of each class, each beside the classifier's input made of it.
 
     Above an image stands its class, above the input the prediction, with a check mark or a cross.
@@ -111,7 +112,7 @@ def pairs(model, data: Data, title: str | None = None, look_for: str | None = No
     chosen, *content = _compared(model, data, count)
     note = look_for or (f"Left: the {chosen.kind} image, and its class. Right: the classifier's "
                         "input, and its prediction.")
-    return _pairs_page(title or title_of(model.config, data), note + chosen.note, chosen.images,
+    return _pairs_figure(title or title_of(model.config, data), note + chosen.note, chosen.images,
                        *content)
 
 
@@ -124,14 +125,14 @@ def _compared(model, data: Data, count: int) -> tuple[Examples, Tensor, list[str
     return chosen, warped, [short(data.classes[label]) for label in chosen.labels], predicted
 
 
-def _pairs_page(title: str, note: str, images: Tensor, warped: Tensor, *captions) -> Page:
+def _pairs_figure(title: str, note: str, images: Tensor, warped: Tensor, *captions) -> Figure:
     """Images and the classifier's inputs made of them, side by side, four pairs a line."""
     tiles, words = (list(chain(*zip(*both, strict=True))) for both in ((images, warped), captions))
-    return picture_page(title, note, tiles, 8, 96, words, gap=5, together=2)[0]
+    return image_grid(title, note, tiles, 8, 96, words, gap=5, together=2)[0]
 
 
 @own_style()
-def mistakes(model, data: Data, title: str | None = None, count: int = 12) -> Page:
+def mistakes(model, data: Data, title: str | None = None, count: int = 12) -> Figure:
     """The `count` test images whose wrong prediction has the highest probability; surest first."""
     split, kind = split_of(data)
     warped, probabilities = predict(model, split.images)
@@ -144,12 +145,12 @@ def mistakes(model, data: Data, title: str | None = None, count: int = 12) -> Pa
         note += " Left: the image, and its class. Right: the classifier's input, its prediction."
     guesses = [f"{label_prediction(data.classes[predicted[k]], False)} {sure[k]:.0%}"
                for k in worst]
-    return _pairs_page(title or title_of(model.config, data), note, split.images[worst],
+    return _pairs_figure(title or title_of(model.config, data), note, split.images[worst],
                        warped[worst], [short(data.classes[labels[k]]) for k in worst], guesses)
 
 
 @own_style()
-def turned_and_upright(model, data: Data, title: str | None = None, count: int = 10) -> Page:
+def turned_and_upright(model, data: Data, title: str | None = None, count: int = 10) -> Figure:
     """Test images that were turned, and what the transformer makes of them: large discs, in lines.
 
     The first image of each of `count` classes. For data distorted by a rotation, as `taught` has.
@@ -158,7 +159,7 @@ def turned_and_upright(model, data: Data, title: str | None = None, count: int =
     warped, _ = predict(model, images)
     columns = min(5, len(images))
     lines = [*chain(*zip(images.split(columns), warped.split(columns), strict=True))]
-    fig, ax, corners = picture_page(
+    fig, ax, corners = image_grid(
         title or title_of(model.config, data), "Photographs turned by a random angle, and what the "
         "spatial transformer makes of them.", _filled(lines, columns), columns, 146, gap=9,
         left=26, above=6, interpolation="bicubic")
@@ -174,7 +175,7 @@ def turned_and_upright(model, data: Data, title: str | None = None, count: int =
 
 
 @own_style()
-def class_means(model, data: Data, title: str | None = None) -> Page:
+def class_means(model, data: Data, title: str | None = None) -> Figure:
     """The mean of each class's test images, and of the classifier's inputs made of them.
 
     Below each its contrast: the standard deviation over the pixels, in grey levels of 256, mean
@@ -193,7 +194,7 @@ def class_means(model, data: Data, title: str | None = None) -> Page:
              "A border from zooming out adds some."
              + f" Colours are stretched {stretch} times, in both rows alike." * (stretch > 1))
     tile = min(96, 700 // count // 32 * 32)
-    fig, ax, corners = picture_page(
+    fig, ax, corners = image_grid(
         title or title_of(model.config, data), "Sharper after than before, if the transformer "
         "aligns the images of a class." + chosen.note,
         [middle + stretch * change for middle, change in zip(middles, changes, strict=True)],

@@ -2,13 +2,14 @@
 
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..data import Data
 from ..diagnostics import readable, statistics
 from ..transforms import Family
 from .images import examples, predict, title_of
-from .style import RED, Page, figure_page, own_style, short, show
+from .style import RED, own_style, short, show, titled_figure
 
 REACH = 3.0  # half-widths shown around an image at most
 AROUND = "#E4E4E4"  # what is shown around an image
@@ -17,7 +18,7 @@ FINE = 95  # points along each side of a region: lines bend smoothly; odd: one i
 
 
 @own_style()
-def sampled_regions(model, data: Data, title: str | None = None, count: int = 1) -> Page:
+def sampled_regions(model, data: Data, title: str | None = None, count: int = 1) -> Figure:
     """The outline of the region that is sampled, on the first `count` test images of each class.
 
     A handle marks the region's upper side; a thin plate spline shows its grid too. Regions may
@@ -29,8 +30,8 @@ def sampled_regions(model, data: Data, title: str | None = None, count: int = 1)
     lines = -(-len(regions) // 5)
     note = ("Outlined: the region that becomes the classifier's input; its handle: the upper side. "
             "Grey: outside the image.")
-    fig = figure_page(200 * lines, title or title_of(model.config, data), note + chosen.note,
-                      w_pad=0.02, h_pad=0.02)
+    fig = titled_figure(200 * lines, title or title_of(model.config, data), note + chosen.note,
+                        w_pad=0.02, h_pad=0.02)
     axes = fig.subplots(lines, 5, squeeze=False).flatten()
     for ax in axes[len(regions):]:
         ax.remove()
@@ -44,14 +45,14 @@ def sampled_regions(model, data: Data, title: str | None = None, count: int = 1)
 
 
 @own_style()
-def single_image(model, image: Tensor, classes: tuple[str, ...], title: str) -> Page:
+def single_image(model, image: Tensor, classes: tuple[str, ...], title: str) -> Figure:
     """An image (C, S, S), uint8 or float in [0, 1]: the region sampled, the input, the prediction.
     """
     warped, probabilities = predict(model, image[None])
     family = model.transformer.family
     regions = region(family, statistics(model, image[None]).theta)
-    fig = figure_page(258, title, "Left: the image, and the region that the transformer samples; "
-                      "its handle is on the upper side.")
+    fig = titled_figure(258, title, "Left: the image, and the region that the transformer samples; "
+                        "its handle is on the upper side.")
     left, middle, right = fig.subplots(1, 3)
     _outline(left, image, regions[0], _reach(regions), family)
     show(middle, warped[0])

@@ -46,7 +46,7 @@ own_style = partial(matplotlib.style.context, ["default", {
 }])
 
 
-class Page(Figure):
+class StyledFigure(Figure):
     """A Figure in this package's style whatever the user's is; in a notebook, a light PNG.
 
     matplotlib reads its settings again when it draws and saves: so the style comes along.
@@ -66,8 +66,9 @@ class Page(Figure):
         display(data, raw=True, metadata=metadata)
 
 
-def figure_page(height: int, title: str, note: str, below: Sequence[str] = (), **layout) -> Page:
-    """A Page with `title`, `note` (what to look for), and `height` pixels for what is drawn.
+def titled_figure(height: int, title: str, note: str, below: Sequence[str] = (),
+                  **layout) -> StyledFigure:
+    """A figure with `title`, `note` (what to look for), and `height` pixels for what is drawn.
 
     below: texts under it. pyplot does not know of it, so that a notebook shows it once. Draw on it
     within `own_style()`.
@@ -76,7 +77,7 @@ def figure_page(height: int, title: str, note: str, below: Sequence[str] = (), *
              for line in textwrap.wrap(text, FITS["below"], subsequent_indent="    ")]
     foot = 18 * len(lines) + 12 * bool(lines)
     whole = HEADER + height + foot
-    fig = Page(figsize=(WIDTH / 100, whole / 100), layout="constrained")
+    fig = StyledFigure(figsize=(WIDTH / 100, whole / 100), layout="constrained")
     sizes = [size * min(1, FITS[kind] / max(1, len(text)))
              for size, kind, text in ((12, "title", title), (9.5, "note", note))]
     fig.text(0.01, 1 - 15 / whole, title, fontsize=sizes[0], fontweight="bold", va="center")
@@ -87,19 +88,19 @@ def figure_page(height: int, title: str, note: str, below: Sequence[str] = (), *
     return fig
 
 
-def picture_page(title: str, note: str, images: Sequence[Tensor | None], columns: int, tile: int,
+def image_grid(title: str, note: str, images: Sequence[Tensor | None], columns: int, tile: int,
                  captions: Sequence[str] = (), *, gap: int = 4, together: int = 1, left: int = 8,
                  above: int = 18, under: int = 0, below: Sequence[str] = (),
-                 interpolation: str = "antialiased") -> tuple[Page, Axes, list]:
-    """A Page of `images`, lines of `columns`, each exactly `tile` pixels wide.
+                 interpolation: str = "antialiased") -> tuple[StyledFigure, Axes, list]:
+    """A figure of `images`, lines of `columns`, each exactly `tile` pixels wide.
 
     So pixels of an image become squares of one size, and its PNG stays small. None leaves a place
     empty. captions: above the images. together: how many stand side by side before a gap. above,
-    under: pixels for texts above and under each line. below: as figure_page has it. Returns the
-    Page, its axes, whose coordinates are pixels from the top, and the images' upper left corners.
+    under: pixels for texts above and under each line. below: as titled_figure has it. Returns the
+    figure, its axes, whose coordinates are pixels from the top, and the images' upper left corners.
     """
     line = above + tile + under
-    fig = figure_page(line * -(-len(images) // columns), title, note, below)
+    fig = titled_figure(line * -(-len(images) // columns), title, note, below)
     fig.set_layout_engine("none")
     ax = fig.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(fig.bbox.height, 0))
     ax.axis("off")
@@ -148,7 +149,7 @@ def short(name: str, length: int = 10) -> str:
 
 
 def label_prediction(name: str, correct: bool) -> str:
-    """A prediction with a check mark or a cross, for `picture_page` to colour it."""
+    """A prediction with a check mark or a cross, for `image_grid` to colour it."""
     return f"{'✓' if correct else '✗'} {short(name)}"
 
 
