@@ -32,6 +32,22 @@ Every table and number here is made from the records beside this page by
   over *rotated views*. *True pose* is an oracle: every image's pose undone exactly.
 - MFLOP: one image, forwards. Chance is 10 % accuracy; a rotation error of 90 degrees, 16.7 % of the
   images within 30 degrees, 44.4 % within 20 degrees modulo 90.
+
+Words: *STN*, a spatial transformer network; *by the class loss*, its transformer learns from the
+class labels alone; *pose-supervised*, it is told in training how each picture was turned; *teacher
+forcing*, the classifier is shown training images with their true pose undone, ever more seldom;
+*p4*, group convolutions over quarter turns; *modulo 90°*, the transformer finds the angle but for
+quarter turns; *suite*, the test images under another distortion; *disc*, upright images in the disc
+in which turned ones are shown; *class changes at 45°*, the share of images that another class is
+predicted for when the input is turned by 45°; *half-width*, half a picture's width.
+
+Related work, with what it measured: learned canonicalization before pretrained networks, Kaba et
+al. 2023 ([2211.06489](https://arxiv.org/abs/2211.06489)) and Mondal et al. 2023
+([2310.01647](https://arxiv.org/abs/2310.01647): rotated CIFAR-10 with ImageNet weights at 224
+pixels); artificial mental rotation, Tuggener et al. 2023
+([2311.08525](https://arxiv.org/abs/2311.08525): 360 angle classes on a frozen backbone, then turned
+back: the nearest relative of our pose supervision); Cohen & Welling 2016
+([1602.07576](https://arxiv.org/abs/1602.07576): group convolutions over quarter turns).
 """
 PICTURES = {  # the end of a figure's name -> what it shows
     "angle": "Accuracy of each arm against the angle by which all test images are turned",
@@ -162,8 +178,7 @@ def _git(folder: Path, *arguments: str) -> str:
 def colab_links(repository: str | None, notebook: Path = NOTEBOOK) -> str:
     """README's line on opening the notebook elsewhere; a sentence where no address is public."""
     if repository is None:
-        return ("(In a clone of a public repository, `python -m stn_cifar report` puts the links "
-                "to Colab here.)")
+        return "In Colab: *File*, *Upload notebook*, then *Runtime*, *Run all*."
     page = f"github/{repository}/blob/main/notebooks/{notebook.name}"
     badge = "https://colab.research.google.com/assets/colab-badge.svg"
     return (f"[![Open in Colab]({badge})](https://colab.research.google.com/{page}), or "

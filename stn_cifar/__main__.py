@@ -14,7 +14,7 @@ from .config import AS_PRESET, PRESETS, Config
 from .console import say
 from .data import DataError, load_data
 from .files import check_writable, typed_path, write_whole
-from .training.checkpoints import CheckpointError, load_model
+from .training.checkpoints import CheckpointError, find_checkpoint, load_model
 from .training.evaluation import evaluate
 from .training.loop import NonFiniteLoss
 
@@ -31,6 +31,7 @@ in a clone of the repository also:
   python -m stn_cifar bench                                  measure speed
 """
 STOPPED = 130  # exit status, as of a program that Ctrl-C has ended
+DATASETS = {"CIFAR-10": "cifar10", "glyphs": "glyphs"}  # Data.name -> Config.dataset
 HORSE = 13  # a test image that fills its picture: good to see what a warp does
 
 
@@ -87,9 +88,17 @@ def train(preset: str, results: Path, images: Path, checkpoint_dir: Path | None,
 
 def evaluate_checkpoint(checkpoint: Path, device: str, data_root: str | None) -> None:
     """Measure a trained model again on its test images."""
-    model = load_model(checkpoint, device)
-    config = model.config if data_root is None else model.config.replace(data_root=data_root)
-    data = load_data(config)
+    model, trained_on = load_model(checkpoint, device), find_checkpoint(checkpoint)
+    dataset = DATASETS.get(trained_on.get("dataset"))
+    if dataset is None:
+        raise ValueError(f"checkpoint: {checkpoint} was trained on {trained_on.get('dataset')!r}; "
+                         "must be one of " + ", ".join(DATASETS) + ", or use load_model and "
+                         "evaluate in Python")
+    config = model.config.replace(dataset=dataset)
+    data = load_data(config if data_root is None else config.replace(data_root=data_root))
+    if list(data.classes) != trained_on["classes"]:
+        raise ValueError(f"checkpoint: {checkpoint} tells apart {trained_on['classes']}; "
+                         f"{data.name} has {list(data.classes)}")
     test = evaluate(model, data.test)
     say(f"{config!r}\ntest accuracy {test.accuracy:.1%}, loss {test.loss:.3f}, on "
         f"{len(data.test):,} images of {data.name}")
@@ -247,7 +256,7 @@ def _add_fields(sub: argparse.ArgumentParser) -> None:
             names = [*(choices or []), *(["none"] if optional else [])]
             options |= dict(type=_none_or(kind) if optional else kind,
                             metavar="{" + ",".join(names) + "}" if choices else
-                            field.name.upper(), help=f"{text} (default: {field.default})")
+                            field.name.upper(), help=f"{text} (tutorial: {field.default})")
         groups[title].add_argument("--" + field.name.replace("_", "-"), **options)
 
 

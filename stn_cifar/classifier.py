@@ -61,15 +61,15 @@ class TutorialClassifier(nn.Sequential):
         super().__init__(OrderedDict(features=features, head=head))
 
 
-def convolution(inputs, outputs, halve=False, p4=False, first=False):
+def convolution(inputs, outputs, halve=False, p4=False, first=False, kernel=3, stride=1):
     """A 3x3 convolution that keeps the size, or halves it by max pooling, and batch normalization.
 
     Normalization makes a bias idle, so there is none; it comes after the pooling, where it has a
     quarter to do. p4: a group convolution, `inputs` and `outputs` channels for each quarter turn;
     first: of a picture, which has no turns yet.
     """
-    layer = (P4Conv2d(inputs, outputs, 3, first, padding=1) if p4
-             else nn.Conv2d(inputs, outputs, 3, padding=1, bias=False))
+    layer = (P4Conv2d(inputs, outputs, kernel, first, stride, padding=1) if p4
+             else nn.Conv2d(inputs, outputs, kernel, stride, padding=1, bias=False))
     pool = [nn.MaxPool2d(2)] if halve else []
     return nn.Sequential(layer, *pool, (P4BatchNorm2d if p4 else nn.BatchNorm2d)(outputs))
 
@@ -164,11 +164,9 @@ def light_features(channels, width, p4=False):
         return Residual(*layers)
 
     # a kernel of 4 with a stride of 2 lies evenly on the picture: a turned one gives turned maps
-    stem = (P4Conv2d(channels, a, 4, stride=2, padding=1, first=True) if p4
-            else nn.Conv2d(channels, a, 4, stride=2, padding=1, bias=False))
-    norm = P4BatchNorm2d if p4 else nn.BatchNorm2d
+    stem = convolution(channels, a, p4=p4, first=True, kernel=4, stride=2)
     return nn.Sequential(
-        nn.Sequential(stem, norm(a), nn.ReLU()),
+        nn.Sequential(*stem, nn.ReLU()),
         nn.Sequential(residual(a), nn.ReLU()),
         nn.Sequential(convolution(a, b, halve=True, p4=p4), nn.ReLU(), residual(b), nn.ReLU()),
         nn.Sequential(convolution(b, c, halve=True, p4=p4), nn.ReLU(), residual(c), nn.ReLU()),

@@ -227,3 +227,7 @@ class Config:
 
 
 DEFAULTS = {f.name: f.default for f in dataclasses.fields(Config)}  # the preset "tutorial"
+Config.__doc__ = (Config.__doc__ or "") + "".join(  # help(Config) tells what --help does
+    f"\n    {f.name}: {f.metadata['help']}"
+    + (f" ({', '.join(choices)})" if (choices := f.metadata["limits"]["choices"]) else "")
+    for f in dataclasses.fields(Config))

@@ -160,32 +160,24 @@ def _nearest_affine(points: Tensor) -> Tensor:
     return (torch.linalg.pinv(design) @ points).transpose(1, 2)
 
 
-def summary(measured: Statistics) -> dict[str, dict[str, float | None]]:
-    """Mean and standard deviation of all Statistics over the images, for JSON; None: not finite."""
+def summary(measured: Statistics) -> dict[str, dict[str, float]]:
+    """Mean and standard deviation of all Statistics over the images; NaN where not finite."""
     rest = measured._asdict()
     # beside theta's scale, which is that at the centre
     columns = readable(rest.pop("theta")) | dict(sampling_scale=rest.pop("scale")) | rest
     one = len(measured.theta) == 1  # has no deviation
-    moments = {name: dict(mean=values.mean().item(), std=0.0 if one else values.std().item())
-               for name, values in columns.items()}
-    return {name: _finite(both) for name, both in moments.items()}
+    return {name: dict(mean=values.mean().item(), std=0.0 if one else values.std().item())
+            for name, values in columns.items()}
 
 
-def _finite(numbers: dict[str, float]) -> dict[str, float | None]:
-    """`numbers` as JSON can hold them: None for what is not finite."""
-    return {key: value if math.isfinite(value) else None for key, value in numbers.items()}
+def quantiles(measured: Statistics) -> dict[str, list[float]]:
+    """LEVELS of theta as people read it, and of the share outside, over the images.
 
-
-def quantiles(measured: Statistics) -> dict[str, list[float | None]]:
-    """LEVELS of theta as people read it, and of the share outside, over the images, for JSON.
-
-    Angles are in (-180, 180]: those about 180 degrees are cut apart. None: not finite.
+    Angles are in (-180, 180]: those about 180 degrees are cut apart. NaN where not finite.
     """
     levels = torch.tensor(LEVELS, dtype=torch.float64)
     columns = readable(measured.theta) | dict(outside=measured.outside)
-    found = {name: values.double().quantile(levels).tolist() for name, values in columns.items()}
-    return {name: [value if math.isfinite(value) else None for value in values]
-            for name, values in found.items()}
+    return {name: values.double().quantile(levels).tolist() for name, values in columns.items()}
 
 
 def accuracy_against(model, split, quantity: str, values: Sequence[float],
@@ -246,8 +238,8 @@ class PoseRecovery(NamedTuple):
     log_scale: Tensor  # natural logarithm; negative: the picture comes out too large
     shift: Tensor  # half-widths
 
-    def summary(self) -> dict[str, float | None]:
-        """Medians, means and shares of the images, for JSON; angles in degrees, None: not finite.
+    def summary(self) -> dict[str, float]:
+        """Medians, means and shares of the images; angles in degrees, NaN where not finite.
 
         mod90: of the angle to the nearest quarter turn, which is all that matters before a
         classifier that is invariant to those.
@@ -261,7 +253,7 @@ class PoseRecovery(NamedTuple):
             within_5_mod90=(mod90 <= 5).float().mean(),
             within_22_5_mod90=(mod90 <= 22.5).float().mean(),
             median_abs_log_scale=self.log_scale.abs().median(), median_shift=self.shift.median())
-        return _finite({name: value.item() for name, value in values.items()})
+        return {name: value.item() for name, value in values.items()}
 
     def histogram(self) -> list[int]:
         """How many images have a rotation error of 0 to BIN degrees, of BIN to 2 BIN, up to 180."""

@@ -49,7 +49,16 @@ def run(config: Config, checkpoint_dir=None, watch=None, data: Data | None = Non
 
 
 def record(config: Config, data: Data, model: STNClassifier, history: list[dict]) -> dict:
-    """All that a table may tell of a run, as plain values."""
+    """All that a table may tell of a run, as plain values; accuracies are fractions.
+
+    config, dataset, seed, study and arm (None outside a study), machine, versions, threads, openmp,
+    precision, date; parameters, mflop (10^6 operations an image, forwards); finished, epochs_done,
+    training_seconds; test (loss in nats, classes, confusion: rows are true classes) and train, both
+    after the last epoch, dropout off; history, as `fit` returns it; tta, accuracy by test-time
+    augmentation; statistics of theta and of the sampling grid over the test images, mean and std,
+    as `diagnostics.statistics` names them; pose_recovery where poses are known, as
+    `diagnostics.PoseRecovery.summary` names it, and a histogram of rotation errors, by 5 degrees.
+    """
     # training images have a new pose in every epoch: as many as there are test images will do
     train_split = (data.train if config.distortion is None
                    else distorted(data.train[:len(data.test)], config.distortion))

@@ -90,8 +90,12 @@ class PoseBins:
         """Divergence of `logits` (B, num_logits) from `true_params` (B, num_params), in nats.
 
         Mean over pictures of the Kullback-Leibler divergence from a bell around the true value,
-        summed over the pose's quantities: 0 where they agree.
+        summed over the pose's quantities: 0 where they agree. true_params: what undoes the pose,
+        as `true_params` gives it (angles in radians).
         """
+        if true_params.shape != (len(logits), len(self.axes)):
+            raise ValueError(f"true_params: shape {tuple(true_params.shape)}; must be "
+                             f"{(len(logits), len(self.axes))}")
         return sum(F.kl_div(logits.log_softmax(1), _target(axis, values, self.bins),
                             reduction="batchmean")
                    for axis, values, logits in zip(self.axes, true_params.unbind(1),
@@ -132,6 +136,8 @@ def true_params(applied, transform):
 
     transform: a key of AXES; what it has no parameter for is left.
     """
+    if transform not in AXES:
+        raise ValueError(f"transform: {transform!r}; must be one of {', '.join(map(repr, AXES))}")
     # the inverse up to a factor, by cross products: torch.linalg.inv checks for singular maps, for
     # which a GPU waits
     a, b, c = matrices.homogeneous(applied).unbind(1)

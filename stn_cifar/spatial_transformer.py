@@ -5,6 +5,7 @@ and pose_bins.py it needs nothing but torch.
 """
 
 from collections.abc import Sequence
+from operator import index
 from typing import NamedTuple
 
 import torch
@@ -31,16 +32,20 @@ class SpatialTransformer(nn.Module):
         pose_bins.num_logits). The constructor zeroes its last registered layer with weights, and
         sets that layer's bias to the identity's parameters: a fresh transformer returns its input
         exactly (but for supersample > 1, which blurs, and layers without weights behind it, such as
-        a tanh). initialize=False leaves it as it is (for a trained one).
+        a tanh). A network may do so itself, by a method `initialize_output(values)`.
+        initialize=False leaves it as it is (for a trained one).
     transform: a name in transforms.FAMILIES. output_size: an int or (H, W), None: the input's.
     padding_mode, interpolation, supersample: as `sampler.sample` has them.
     iterations: alignment steps. Each predicts from the image warped so far, and every one samples
         the ORIGINAL image through the composed map (Lin & Lucey 2017, arXiv 1612.03897), so borders
         and blur do not pile up. Matrix families only.
-    pose_bins: a PoseBins, for a localization network that predicts a distribution over poses.
+    pose_bins: a PoseBins, for a localization network that predicts a distribution over poses. It
+        is decoded without gradients, so a class loss teaches it nothing: add
+        `pose_bins.loss(alignment.pose_logits, true_params)` of known poses.
 
     Images may have any size, number of channels and floating point type; coordinates are float32
-    at least. Unknown names, and arguments that do not go together, are a ValueError.
+    at least, and span every picture from -1 to 1: so on one that is not square a turned square is
+    none. Unknown names, and arguments that do not go together, are a ValueError.
     """
 
     def __init__(self, localization: nn.Module, transform: str = "affine",
@@ -55,8 +60,11 @@ class SpatialTransformer(nn.Module):
                 raise ValueError(f"{name}: {value!r} is unknown; must be one of "
                                  f"{', '.join(map(repr, choices))}")
         check_iterations(iterations, transform, pose_bins)
-        if supersample < 1 or supersample != int(supersample):
-            raise ValueError(f"supersample: {supersample}; must be a whole number, 1 or more")
+        if not isinstance(supersample, int) or supersample < 1:
+            raise ValueError(f"supersample: {supersample}; must be an int, 1 or more")
+        if not isinstance(pose_bins, PoseBins | None):
+            raise ValueError(f"pose_bins: {pose_bins!r}; must be a PoseBins, such as "
+                             "PoseBins('rotation', 36)")
         if pose_bins and pose_bins.transform != transform:
             raise ValueError(f"pose_bins: made for transform={pose_bins.transform!r}, but this is "
                              f"transform={transform!r}")
@@ -77,6 +85,12 @@ class SpatialTransformer(nn.Module):
         teacher_forcing: the probability, for each image, that they are; None: always, and nothing
         is predicted.
         """
+        if not images.is_floating_point():
+            raise ValueError(f"images: dtype {images.dtype}; must be floating point, such as "
+                             "images / 255")
+        if true_params is not None and len(true_params) != len(images):
+            raise ValueError(f"true_params: {len(true_params)} for {len(images)} images; must be "
+                             "one row for each")
         if true_params is not None and teacher_forcing is None:
             theta, pose_logits = self._theta(true_params), None
         else:
@@ -174,8 +188,8 @@ class IdentityTransformer(SpatialTransformer):
 
 def check_iterations(iterations, transform, pose_bins=None):
     """ValueError unless so many alignment steps go with the family `transform` and `pose_bins`."""
-    if iterations < 1:
-        raise ValueError(f"iterations: {iterations}; must be 1 or more")
+    if not isinstance(iterations, int) or iterations < 1:
+        raise ValueError(f"iterations: {iterations}; must be an int, 1 or more")
     if iterations > 1 and (pose_bins or not transforms.FAMILIES[transform].is_matrix):
         raise ValueError(f"iterations: {iterations} with transform={transform!r} and pose_bins="
                          f"{pose_bins}; must be 1, or a matrix family, such as 'affine', without "
@@ -184,7 +198,10 @@ def check_iterations(iterations, transform, pose_bins=None):
 
 def _height_width(size):
     """(height, width) that `size`, an int or (H, W), says."""
-    height, width = map(int, size if isinstance(size, Sequence) else (size, size))
+    try:
+        height, width = map(index, size if isinstance(size, Sequence) else (size, size))
+    except (TypeError, ValueError):
+        height = width = 0
     if height < 1 or width < 1:
         raise ValueError(f"size: {size!r}; must be 1 or more pixels, an int or (height, width)")
     return height, width
@@ -204,9 +221,10 @@ def initialize_output(network, values):
     last = layers[-1] if layers else None
     bias = getattr(last, "bias", None)
     if bias is None or nn.parameter.is_lazy(bias) or len(bias) != len(values):
-        raise ValueError(f"localization: its last layer must have a bias of {len(values)} values, "
-                         f"to start at the identity; end it with nn.Linear(..., {len(values)}) "
-                         "(run on a batch if lazy), or say initialize=False for a trained network")
+        raise ValueError("localization: to start at the identity, the layer with weights that is "
+                         f"registered last must have a bias of {len(values)} values; it is {last}. "
+                         f"Let it be nn.Linear(..., {len(values)}) (run on a batch if lazy), or "
+                         "say initialize=False for a trained network")
     nn.init.zeros_(last.weight)
     with torch.no_grad():
         bias.copy_(values)

@@ -21,10 +21,11 @@ class STNClassifier(nn.Module):
     """Images to logits: normalization, a spatial transformer, a classifier.
 
     Images are (B, C, H, W) of `input_shape` (C, H, W), uint8 in [0, 255] or floating point in
-    [0, 1]; normalization happens in here and nowhere else. `transformer`: a SpatialTransformer;
-    `classifier`: any module that gives logits (B, num_classes). `config`: the Config it was built
-    from, where there is one: `load_model` builds it anew by that, so it reads no other model's
-    checkpoints (`load_state_dict` does).
+    [0, 1]; normalization happens in here and nowhere else: by CIFAR-10's means and deviations where
+    there are three channels, else to [-2, 2]. `transformer`: a SpatialTransformer, or for none an
+    IdentityTransformer; `classifier`: any module that makes logits (B, num_classes) of warped
+    images. `config`: the Config it was built from, where there is one: `load_model` builds it anew
+    by that, so it reads no other model's checkpoints (`load_state_dict` does).
     """
 
     def __init__(self, transformer, classifier, input_shape, num_classes, config=None):
@@ -50,6 +51,9 @@ class STNClassifier(nn.Module):
         self._check(images)
         alignment = self.transformer(self.normalize(images), true_params, teacher_forcing)
         logits = self.classifier(alignment.warped)
+        if logits.ndim != 2 or logits.shape[1] != self.num_classes:
+            raise ValueError(f"classifier: it gives logits {tuple(logits.shape)}; must be (B, "
+                             f"{self.num_classes}), one for each class")
         return (logits, alignment) if return_alignment else logits
 
     def transform(self, images):
@@ -128,6 +132,14 @@ def assemble(config, input_shape, num_classes):
                                      config.padding_mode, supersample=config.supersample,
                                      iterations=config.iterations, pose_bins=bins)
     return STNClassifier(transformer, classifier, input_shape, num_classes, config)
+
+
+def check_model(model):
+    """ValueError unless `model` is an STNClassifier."""
+    if not isinstance(model, STNClassifier):
+        raise ValueError(f"model: a {type(model).__name__}; must be an STNClassifier: "
+                         "build_model(config, data), or of a network of your own "
+                         "STNClassifier(transformer, network, input_shape, num_classes)")
 
 
 def place(model, device):

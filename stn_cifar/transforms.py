@@ -8,6 +8,15 @@ Convention, everywhere:
     - a positive angle turns the content counter-clockwise as seen on the screen (y points down).
     On pictures that are not square a rotation shears, as both axes are of length 2.
 
+The parameters of each family, in order; angles in radians, shifts t in half-widths, s the scale:
+    translation  t_x, t_y
+    rotation     angle
+    attention    log s, t_x, t_y: a window of the picture's shape, as the paper's equation 3 has it
+    similarity   angle, log s, t_x, t_y
+    affine       the matrix's entries a to f, row by row
+    projective   a to f, then two tilts, which tanh bounds
+    tps          displacements x, y of each of 4 x 4 control points, row by row (half-widths)
+
 Source: Jaderberg et al. 2015, "Spatial Transformer Networks", arXiv 1506.02025, equations 1 and 3,
 section 3.2.
 """
@@ -22,6 +31,8 @@ import torch
 TPS_POINTS = 4  # control points along each side: 4 x 4 by default
 # bound on the two perspective terms: keeps the horizon outside the picture (denominator >= 0.1)
 MAX_TILT = 0.45
+SIMILARITY = ("angle", "log_scale", "shift_x", "shift_y")
+KEPT = 32  # constants of each kind: images of many sizes would fill the memory
 
 
 @dataclass(frozen=True)
@@ -64,37 +75,19 @@ class Family:
 # ---- parameters -> theta -------------------------------------------------------------------------
 
 
-def _rows(*entries):
-    """Matrix (B, rows, 3) from its entries (B,), row by row."""
-    return torch.stack(entries, dim=1).reshape(entries[0].shape[0], -1, 3)
+def _similarity(*given):
+    """params -> [[s cos, -s sin, t_x], [s sin, s cos, t_y]]; what is not `given` is as upright.
 
-
-def _translation(params):
-    """[[1, 0, t_x], [0, 1, t_y]]; params: shift (t_x, t_y) in half-widths."""
-    tx, ty = params.unbind(1)
-    one, zero = torch.ones_like(tx), torch.zeros_like(tx)
-    return _rows(one, zero, tx, zero, one, ty)
-
-
-def _rotation(params):
-    """[[cos, -sin, 0], [sin, cos, 0]]; params: angle in radians."""
-    cos, sin = params[:, 0].cos(), params[:, 0].sin()
-    zero = torch.zeros_like(cos)
-    return _rows(cos, -sin, zero, sin, cos, zero)
-
-
-def _attention(params):
-    """[[s, 0, t_x], [0, s, t_y]], the paper's equation 3; params: log s, t_x, t_y."""
-    log_scale, tx, ty = params.unbind(1)
-    scale, zero = log_scale.exp(), torch.zeros_like(tx)
-    return _rows(scale, zero, tx, zero, scale, ty)
-
-
-def _similarity(params):
-    """[[s cos, -s sin, t_x], [s sin, s cos, t_y]]; params: angle in radians, log s, t_x, t_y."""
-    angle, log_scale, tx, ty = params.unbind(1)
-    cos, sin = log_scale.exp() * angle.cos(), log_scale.exp() * angle.sin()
-    return _rows(cos, -sin, tx, sin, cos, ty)
+    given: what the params are, in this order: "angle" (radians), "log_scale" (log s), "shift_x" and
+    "shift_y" (t, half-widths). Without an angle it is the paper's equation 3.
+    """
+    def theta(params):
+        known = dict(zip(given, params.unbind(1), strict=True))
+        zero = torch.zeros_like(params[:, 0])
+        angle, log_scale, tx, ty = (known.get(name, zero) for name in SIMILARITY)
+        cos, sin = log_scale.exp() * angle.cos(), log_scale.exp() * angle.sin()
+        return torch.stack((cos, -sin, tx, sin, cos, ty), dim=1).reshape(-1, 2, 3)
+    return theta
 
 
 def _affine(params):
@@ -134,6 +127,9 @@ def _as_grid(planes, height, width):
 
 
 def _affine_grid(theta, height, width):
+    if theta.shape[1:] != (2, 3):
+        raise ValueError(f"theta: shape {tuple(theta.shape)}; must be (B, 2, 3), as "
+                         "FAMILIES[name].theta makes it of params")
     points = _output_points(height, width, theta.dtype, theta.device)  # (H*W, 3)
     return _as_grid(theta.reshape(-1, 3) @ points.T, height, width)
 
@@ -158,9 +154,10 @@ def _tps_grid(theta, height, width):
 
 
 def constant(make):
-    """Make a tensor once for each set of arguments, and keep it.
+    """Make a tensor once for each set of arguments, and keep it; of many, the newest.
 
     Kept are plain tensors only: a FakeTensor, as torch.export makes them, is of no use afterwards.
+    On CUDA all are kept: a captured graph reads them by their addresses.
     """
     kept = {}
 
@@ -172,6 +169,9 @@ def constant(make):
             if type(tensor) is not torch.Tensor:
                 return tensor
             kept[args] = tensor
+            if len(kept) > KEPT and tensor.device.type == "cpu":
+                del kept[next(iter(kept))]
+            return tensor
         return kept[args]
 
     made.cache_clear = kept.clear  # as functools.cache has it
@@ -225,10 +225,10 @@ def _tps_weights(side, height, width, dtype, device):
 FAMILIES = {
     family.name: family
     for family in (
-        Family("translation", 2, (0, 0), _translation, _affine_grid),
-        Family("rotation", 1, (0,), _rotation, _affine_grid),
-        Family("attention", 3, (0, 0, 0), _attention, _affine_grid),
-        Family("similarity", 4, (0, 0, 0, 0), _similarity, _affine_grid),
+        Family("translation", 2, (0, 0), _similarity(*SIMILARITY[2:]), _affine_grid),
+        Family("rotation", 1, (0,), _similarity("angle"), _affine_grid),
+        Family("attention", 3, (0, 0, 0), _similarity(*SIMILARITY[1:]), _affine_grid),
+        Family("similarity", 4, (0, 0, 0, 0), _similarity(*SIMILARITY), _affine_grid),
         Family("affine", 6, (1, 0, 0, 0, 1, 0), _affine, _affine_grid),
         Family("projective", 8, (1, 0, 0, 0, 1, 0, 0, 0), _projective, _projective_grid),
         Family("tps", 2 * TPS_POINTS**2, (0,) * (2 * TPS_POINTS**2), _tps, _tps_grid,

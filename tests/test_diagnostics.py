@@ -74,7 +74,7 @@ class Prescribed(torch.nn.Module):
 
 
 def statistics_of(theta, family):
-    model = STNClassifier(Prescribed(theta, family), torch.nn.Flatten(), (3, 32, 32), 10)
+    model = STNClassifier(Prescribed(theta, family), torch.nn.Flatten(), (3, 32, 32), 3072)
     return statistics(model, images_of(len(theta)), batch_size=1000)
 
 
@@ -273,10 +273,9 @@ def test_a_transformer_whose_theta_cannot_be_measured_is_broken(value):
     measured = statistics(model_of([value, 0.0, 0.0], transform="attention"), images_of(2))
     text, = findings(measured)
     assert text.startswith("broken:") and "learning_rate" in text
-    told = dict(summary=summary(measured), quantiles=quantiles(measured))
-    assert json.loads(json.dumps(told, allow_nan=False)) == told  # null where it is not finite
-    null = dict(mean=None, std=None)
-    assert told["summary"]["moved"] == told["summary"]["rotation"] == null
+    told = summary(measured), quantiles(measured)["rotation"]
+    numbers = [*told[0]["moved"].values(), *told[0]["rotation"].values(), *told[1]]
+    assert not any(map(math.isfinite, numbers))
 
 
 @pytest.mark.parametrize("name", [key for key, row in distortions.DISTORTIONS.items()
@@ -499,8 +498,7 @@ def test_a_recovery_that_is_not_finite_is_no_success():
     applied, broken = applied_by("rts", 3), torch.full((3, 2, 3), math.nan, dtype=torch.float64)
     left = pose_recovery(applied, broken)
     told = left.summary()
-    assert told["median_rotation_error"] is None and told["within_30"] == 0
-    assert json.loads(json.dumps(told, allow_nan=False)) == told
+    assert math.isnan(told["median_rotation_error"]) and told["within_30"] == 0
     assert left.histogram()[0] == 0
     for huge in (1e10, 1e30, math.inf):  # a similarity with a bias of 1e10, say
         theta = torch.full((3, 2, 3), huge)

@@ -273,7 +273,7 @@ def contents(place):
 def test_report_fills_in_numbers_and_links_and_nothing_else_and_twice_is_as_once(place):
     write(place)
     text = (place / "README.md").read_text(encoding="utf-8")
-    assert text.startswith("before <!-- colab: python -m stn_cifar report -->\n(In a clone")
+    assert text.startswith("before <!-- colab: python -m stn_cifar report -->\nIn Colab: *File*")
     assert "\n<!-- end of colab --> after ±\n" in text and "OLD" not in text
     assert '[58.0 ± 1.4 %](results/README.md#small "with, 2 epochs: test accuracy")' in text
     assert '[40.0 % (pilot)](results/README.md#small "without, ' in text

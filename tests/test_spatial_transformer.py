@@ -169,14 +169,39 @@ def test_bad_arguments_are_refused_by_name(options, message):
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    (dict(iterations=0), "iterations: 0; must be 1 or more"),
-    (dict(supersample=0), "supersample: 0; must be a whole number"),
-    (dict(supersample=2.5), "supersample: 2.5; must be a whole number"),
+    (dict(iterations=0), "iterations: 0; must be an int, 1 or more"),
+    (dict(iterations=1.5), "iterations: 1.5; must be an int"),
+    (dict(supersample=0), "supersample: 0; must be an int, 1 or more"),
+    (dict(supersample=2.0), "supersample: 2.0; must be an int"),
+    (dict(pose_bins=36), r"pose_bins: 36; must be a PoseBins, such as"),
     (dict(output_size=0), "size: 0; must be 1 or more pixels"),
+    (dict(output_size=(8, 8, 8)), r"size: \(8, 8, 8\); must be 1 or more pixels"),
+    (dict(output_size="16"), "size: '16'; must be 1 or more pixels"),
+    (dict(output_size=8.5), "size: 8.5; must be 1 or more pixels"),
     (dict(output_size=(8, -1)), r"size: \(8, -1\); must be 1 or more pixels")])
 def test_numbers_out_of_range_are_refused_by_name(options, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         SpatialTransformer(network(6), **options)
+
+
+def test_images_poses_and_maps_that_do_not_fit_are_refused_by_name():
+    transformer, images = SpatialTransformer(network(6)), rand(2, 3, 8, 8)
+    with pytest.raises(ValueError, match=r"^images: dtype torch.uint8; .*images / 255"):
+        transformer((255 * images).to(torch.uint8))
+    with pytest.raises(ValueError, match=r"^true_params: 3 for 2 images; must be one row for each"):
+        transformer(images, torch.zeros(3, 6))
+    with pytest.raises(ValueError, match=r"^theta: shape \(2, 6\); must be \(B, 2, 3\)"):
+        transformer.warp(images, torch.zeros(2, 6))
+
+
+def test_the_layer_that_cannot_start_at_the_identity_is_named():
+    class HeadFirst(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.body = torch.nn.Linear(4, 6), torch.nn.Conv2d(3, 4, 3)
+
+    with pytest.raises(ValueError, match=r"registered last .* 6 values; it is Conv2d\(3, 4"):
+        SpatialTransformer(HeadFirst())
 
 
 def test_a_prediction_of_another_size_is_refused():

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from stn_cifar import (
     Config,
     Data,
+    SpatialTransformer,
     Split,
     STNClassifier,
     build_model,
@@ -27,7 +28,8 @@ from stn_cifar import (
     matrices,
     transforms,
 )
-from stn_cifar.data import augment
+from stn_cifar.data import augment, distorted
+from stn_cifar.pose_bins import PoseBins
 from stn_cifar.seeding import epoch_seed
 from stn_cifar.spatial_transformer import IdentityTransformer
 from stn_cifar.training.loop import NonFiniteLoss
@@ -52,6 +54,11 @@ def trained(data, **fields):
 def same_weights(a, b):
     pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
     return all(torch.equal(x, y) for x, y in pairs)
+
+
+def flat(outputs):
+    """A network that is one layer."""
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, outputs))
 
 
 def training_part(data, count=None, poses=True):
@@ -140,8 +147,7 @@ def test_a_strangers_images_are_trained_on_and_evaluated(channels, size, classes
 
 
 def test_a_strangers_model_without_a_config_is_trained_as_the_given_one_says(glyph_data):
-    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10))
-    model = STNClassifier(IdentityTransformer(), network, (3, 32, 32), 10)
+    model = STNClassifier(SpatialTransformer(flat(6)), flat(10), (3, 32, 32), 10)
     data = training_part(glyph_data, 20)
     with pytest.raises(ValueError, match=r"^pose_weight: "):
         fit(model, data, config(pose_weight=1.0, flip=True))
@@ -316,6 +322,47 @@ def test_a_model_of_another_config_is_refused_naming_all_that_differs(glyph_data
             assert f"{name}: {now!r}, but the model was built with" in text
             assert before is None or f"built with {before!r}" in text
         assert text.count("the model was built with") == len(fields)
+
+
+@pytest.mark.parametrize(("make", "differs"), [
+    (lambda: SpatialTransformer(flat(1), "rotation"), "transform: 'affine', .* with 'rotation'"),
+    (lambda: SpatialTransformer(flat(6), padding_mode="border"), "padding_mode: 'zeros'"),
+    (lambda: SpatialTransformer(flat(6), iterations=2), "iterations: 1, .* with 2"),
+    (lambda: IdentityTransformer(), "stn: True, .* with False"),
+    (lambda: SpatialTransformer(flat(36), "rotation", pose_bins=PoseBins("rotation", 36)),
+     "pose_bins: 0, .* with 36")])
+def test_a_transformer_put_in_by_hand_must_be_the_configs_too(glyph_data, no_step, make, differs):
+    model = STNClassifier(make(), flat(10), (3, 32, 32), 10)
+    with pytest.raises(ValueError, match=differs):
+        fit(model, glyph_data, config())
+    assert model.config is None
+
+
+def test_a_model_put_together_by_hand_is_trained_by_the_config_that_fits(glyph_data):
+    model = STNClassifier(SpatialTransformer(flat(1), "rotation"), flat(10), (3, 32, 32), 10)
+    assert len(fit(model, training_part(glyph_data, 20), config(transform="rotation"))) == 1
+
+
+def test_a_network_that_is_no_stnclassifier_is_refused_in_words(glyph_data, no_step):
+    for call in (lambda: fit(flat(10), glyph_data, config()),
+                 lambda: evaluate(flat(10), glyph_data.test)):
+        with pytest.raises(ValueError, match=r"^model: a Sequential; must be an STNClassifier"):
+            call()
+    three = STNClassifier(IdentityTransformer(), flat(3), (3, 32, 32), 10)
+    with pytest.raises(ValueError, match=r"^classifier: it gives logits \(2, 3\); .*\(B, 10\)"):
+        three(torch.rand(2, 3, 32, 32))
+
+
+@pytest.mark.parametrize("splits", [["val"], ["test"], ["val", "test"], []])
+def test_it_says_where_test_images_are_not_distorted_as_training_images_are(
+        glyph_data, capsys, splits):
+    plain = training_part(glyph_data, 20, poses=False)
+    held_out = {name: plain.train if name in splits else distorted(plain.train, "rotation")
+                for name in ("val", "test")}
+    trained(Data(plain.train, classes=plain.classes, **held_out), distortion="rotation")
+    out = capsys.readouterr().out
+    assert ("NOTE: training images are distorted (rotation), " in out) == bool(splits)
+    assert f"{' and '.join(splits)} are not" in out or not splits
 
 
 def test_what_concerns_no_weight_may_differ(glyph_data):

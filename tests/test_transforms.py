@@ -564,6 +564,22 @@ def test_points_beyond_the_horizon_are_read_far_outside():
 # ---- refusals, precision, kept constants ---------------------------------------------------------
 
 
+def test_images_of_many_sizes_do_not_fill_the_memory():
+    made = []
+
+    @transforms.constant
+    def numbers(count, device):
+        made.append(count)
+        return torch.zeros(count, device=device)
+
+    for count in range(1, 200):
+        assert numbers(count, "cpu") is numbers(count, "cpu")
+    assert made == list(range(1, 200))
+    numbers(199 - transforms.KEPT, "cpu")  # the oldest are made anew, the newest are kept
+    numbers(199, "cpu")
+    assert made[199:] == [199 - transforms.KEPT]
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_parameters_of_a_wrong_shape_are_refused_by_name(name):
     count = FAMILIES[name].num_params

@@ -1,5 +1,6 @@
 """Figures made of images: the input, where the transformer samples it, the classifier's input."""
 
+import math
 from itertools import chain
 from typing import NamedTuple
 
@@ -78,8 +79,8 @@ def samples(data: Data, count: int = 10) -> Figure:
     rows = chosen.images.split([chosen.labels.count(label) for label in labels])
     note = f"{len(data.classes)} classes; each image is {data.size} x {data.size} pixels."
     fig, ax, corners = image_grid(f"{data.name}: training images", note + chosen.note,
-                                    _filled(rows, count), count, min(64, 700 // count - 4),
-                                    left=92, above=4)
+                                  _filled(rows, count), count, min(64, 700 // count - 4),
+                                  left=92, above=4)
     for label in labels:
         x, y = corners[chosen.labels.index(label)]
         ax.text(x - 8, y + 32, short(data.classes[label]), ha="right", va="center")
@@ -87,8 +88,8 @@ def samples(data: Data, count: int = 10) -> Figure:
 
 
 def _filled(rows, count: int) -> list:
-    """The images of `rows`, and None where one has less than `count`."""
-    return [image for row in rows for image in [*row, *[None] * (count - len(row))]]
+    """What is in `rows`, and None where one has less than `count`."""
+    return [item for row in rows for item in [*row, *[None] * (count - len(row))]]
 
 
 @own_style()
@@ -98,8 +99,8 @@ def strip(model, data: Data, title: str | None = None) -> Figure:
     note = f"Above: the {chosen.kind} image. Below: the classifier's input, and its prediction."
     columns = len(truth)
     return image_grid(title or title_of(model.config, data), note + chosen.note,
-                        [*chosen.images, *warped], columns, min(160, 800 // columns // 32 * 32),
-                        truth + predicted, gap=14)[0]
+                      [*chosen.images, *warped], columns, min(160, 800 // columns // 32 * 32),
+                      truth + predicted, gap=14)[0]
 
 
 @own_style()
@@ -113,7 +114,7 @@ def pairs(model, data: Data, title: str | None = None, look_for: str | None = No
     note = look_for or (f"Left: the {chosen.kind} image, and its class. Right: the classifier's "
                         "input, and its prediction.")
     return _pairs_figure(title or title_of(model.config, data), note + chosen.note, chosen.images,
-                       *content)
+                         *content)
 
 
 def _compared(model, data: Data, count: int) -> tuple[Examples, Tensor, list[str], list[str]]:
@@ -146,7 +147,7 @@ def mistakes(model, data: Data, title: str | None = None, count: int = 12) -> Fi
     guesses = [f"{label_prediction(data.classes[predicted[k]], False)} {sure[k]:.0%}"
                for k in worst]
     return _pairs_figure(title or title_of(model.config, data), note, split.images[worst],
-                       warped[worst], [short(data.classes[labels[k]]) for k in worst], guesses)
+                         warped[worst], [short(data.classes[labels[k]]) for k in worst], guesses)
 
 
 @own_style()
@@ -155,14 +156,19 @@ def turned_and_upright(model, data: Data, title: str | None = None, count: int =
 
     The first image of each of `count` classes. For data distorted by a rotation, as `taught` has.
     """
-    images = examples(data, 1).images[:count]
-    warped, _ = predict(model, images)
-    columns = min(5, len(images))
-    lines = [*chain(*zip(images.split(columns), warped.split(columns), strict=True))]
+    chosen, warped, names, predicted = _compared(model, data, 1)
+    shown = chosen.images[:count], warped[:count]
+    columns = min(5, len(shown[0]))
+    lines, words = ([row[k:k + columns] for k in range(0, len(shown[0]), columns) for row in both]
+                    for both in (shown, (names[:count], predicted[:count])))
+    bins = model.transformer.pose_bins
+    quarter = bins is not None and bins.angle_span < 2 * math.pi
+    note = ("Above: photographs turned by a random angle, shown in a disc; below: what the "
+            + ("classifier sees: straight, on any of four sides." if quarter else
+               "classifier sees, and its prediction."))
     fig, ax, corners = image_grid(
-        title or title_of(model.config, data), "Photographs turned by a random angle, and what the "
-        "spatial transformer makes of them.", _filled(lines, columns), columns, 146, gap=9,
-        left=26, above=6, interpolation="bicubic")
+        title or title_of(model.config, data), note, _filled(lines, columns), columns, 146,
+        _filled(words, columns), gap=9, left=26, interpolation="bicubic")
     for picture, (x, y) in zip(ax.images, corners, strict=True):
         picture.set_clip_path(Circle((x + 73, y + 73), 70, transform=ax.transData))
     firsts = [corner for corner in corners if corner[0] == corners[0][0]]

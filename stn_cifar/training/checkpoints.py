@@ -112,6 +112,8 @@ def read_checkpoint(path: str | os.PathLike, device: torch.device | str = "cpu")
                     raise ValueError(f"damaged: {damaged} is not as its checksum says")
             file.seek(0)
             content = torch.load(file, map_location=device, weights_only=True)
+        if "schema" not in content:
+            raise ValueError("not written by fit: it holds no schema")
         if (schema := content["schema"]) != SCHEMA:
             raise ValueError(f"schema {schema!r}, of another version; this one reads {SCHEMA}")
         for key in (key for key, kind in CONTENT.items() if not isinstance(content.get(key), kind)):
@@ -209,6 +211,15 @@ def resume(folder: str | os.PathLike, model, optimizer, config, **same) -> dict 
     return content
 
 
+def find_checkpoint(path: str | os.PathLike) -> dict:
+    """The content of a checkpoint file, or of the newest good one in a folder; CheckpointError."""
+    path = typed_path(path)
+    content = newest_checkpoint(path) if os.path.isdir(path) else read_checkpoint(path)
+    if content is None:
+        raise CheckpointError(f"{path}: holds no checkpoint (epoch-00001.pt and so on)")
+    return content
+
+
 def load_model(path: str | os.PathLike, device: str = "auto") -> stn.STNClassifier:
     """The trained model of a checkpoint file, or of the newest good one in a folder.
 
@@ -216,10 +227,7 @@ def load_model(path: str | os.PathLike, device: str = "auto") -> stn.STNClassifi
     there is none to be had; ValueError for a device that is not there.
     """
     target = Config(device=device).torch_device()
-    path = typed_path(path)
-    content = newest_checkpoint(path) if os.path.isdir(path) else read_checkpoint(path)
-    if content is None:
-        raise CheckpointError(f"{path}: holds no checkpoint (epoch-00001.pt and so on)")
+    content = find_checkpoint(path)
     path, fields = content["path"], _config_fields(content) | dict(device=device)
     try:
         made_of = Config(**fields), content["input_shape"], content["num_classes"]
@@ -251,7 +259,9 @@ def _check_tensors(path: Path, entry: str, saved: dict, needed: dict) -> None:
                      for tensor in (saved.get(name, "missing"), needed.get(name, "missing")))
         if got != must or not isinstance(got, tuple):
             raise CheckpointError(f"{path}: does not fit this version's models: {entry}/{name} is "
-                                  f"{got}; must be {must}")
+                                  f"{got}; must be {must} (a model put together by hand is built "
+                                  "the same way again, and given torch.load(path, weights_only="
+                                  "True)['model'])")
         # one number can pose as a million; non-finite ones would spoil the run without a word
         if (saved[name].untyped_storage().nbytes() < saved[name].nbytes
                 or not saved[name].isfinite().all()):

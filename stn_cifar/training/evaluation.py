@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from ..data import Split
 from ..diagnostics import evaluating
 from ..pose_bins import AXES, true_params
-from ..stn import STNClassifier
+from ..stn import STNClassifier, check_model
 
 
 class Metrics(NamedTuple):
@@ -21,18 +21,14 @@ class Metrics(NamedTuple):
     confusion: torch.Tensor  # (classes, classes) int64 counts, rows: true class, columns: predicted
 
 
-def single_view(model, batch):
-    """Logits of a Split's images as they are."""
-    return model(batch.images)
-
-
 def evaluate(model: STNClassifier, split: Split, batch_size: int = 250,
-             predict: Callable[[STNClassifier, Split], torch.Tensor] = single_view) -> Metrics:
+             predict: Callable[[STNClassifier, Split], torch.Tensor] | None = None) -> Metrics:
     """Metrics of `model` on `split` (a Split), dropout off; the model's training mode is restored.
 
     predict(model, batch: Split) -> logits (B, classes): test-time augmentation, below. It is
     another measurement, never to be mixed with the single view's.
     """
+    check_model(model)
     if not isinstance(split, Split):
         raise ValueError(f"split: a {type(split).__name__}; must be a Split, such as data.test")
     classes = model.num_classes
@@ -47,9 +43,9 @@ def evaluate(model: STNClassifier, split: Split, batch_size: int = 250,
     with evaluating(model):
         for start in range(0, len(split), batch_size):
             batch = split[start:start + batch_size].to(model.device)
-            logits, labels = predict(model, batch).float(), batch.labels
-            loss += F.cross_entropy(logits, labels, reduction="sum")
-            confusion += torch.bincount(labels * classes + logits.argmax(1),
+            logits = (predict(model, batch) if predict else model(batch.images)).float()
+            loss += F.cross_entropy(logits, batch.labels, reduction="sum")
+            confusion += torch.bincount(batch.labels * classes + logits.argmax(1),
                                         minlength=classes * classes)
     confusion = confusion.reshape(classes, classes).cpu()
     accuracy = confusion.diagonal().sum().item() / len(split)

@@ -15,7 +15,8 @@ from ..console import progress_bar, say
 from ..data import Data
 from ..distortions import DISTORTIONS
 from ..seeding import epoch_seed, seeded
-from ..stn import STNClassifier
+from ..spatial_transformer import IdentityTransformer, SpatialTransformer
+from ..stn import STNClassifier, check_model
 from ..transforms import FAMILIES
 from .captured import make_step
 from .checkpoints import claim, resume, save_checkpoint
@@ -54,15 +55,21 @@ def fit(model: STNClassifier, data: Data, config: Config,
     The process is left as it was found: random state, denormal numbers. Raises ValueError where
     model, data and config do not go together; NonFiniteLoss; CheckpointError.
     """
+    check_model(model)
     if not isinstance(data, Data):
         raise ValueError(f"data: a {type(data).__name__}; must be a Data(train=Split(...), ...)")
     fitted = for_data(config, data)
-    _check_config(model.config and for_data(model.config, data), fitted)
+    _check_config(model, data, fitted)
     if fitted != config:
         say(f"{data.name}: its images are in known poses already; distortion="
             f"{config.distortion!r}, flip and shift are left out")
     config = fitted
     _check_data(model, data, config)
+    upright = [name for name in ("val", "test")
+               if config.distortion and (split := getattr(data, name)) and split.poses is None]
+    if upright:
+        say(f"NOTE: training images are distorted ({config.distortion}), {' and '.join(upright)} "
+            "are not: stn_cifar.data.distorted(split, distortion) does it")
     model.config = model.config or config
     device = config.torch_device()
     claimed = claim(checkpoint_dir) if checkpoint_dir else contextlib.nullcontext()
@@ -182,13 +189,19 @@ def for_data(config, data):
     return config.replace(distortion=None, flip=False, shift=0)
 
 
-def _check_config(built, config):
-    """ValueError, naming the fields that differ, unless `built`, a model's Config, is this."""
-    if built is None:  # somebody's own
-        return
-    built, now = built.to_dict(), config.to_dict()
+def _check_config(model, data, config):
+    """ValueError, naming the fields that differ, unless `model` is what `config` says."""
+    own, built = model.transformer, {}
+    if model.config is not None:
+        built = for_data(model.config, data).to_dict()
+    elif isinstance(own, SpatialTransformer):  # put together by hand: what that tells
+        built = dict(stn=not isinstance(own, IdentityTransformer), transform=own.family.name,
+                     pose_bins=own.pose_bins.bins if own.pose_bins else 0,
+                     iterations=own.iterations, padding_mode=own.padding_mode,
+                     supersample=own.supersample)
+    now = config.to_dict()
     differ = [f"{key}: {now[key]!r}, but the model was built with {built[key]!r}"
-              for key in now if key not in FREE and now[key] != built[key]]
+              for key in built if key not in FREE and now[key] != built[key]]
     if differ:
         raise ValueError("; ".join(differ) + "; build_model(config) makes a model for this config")
 
