@@ -128,12 +128,12 @@ STUDIES = {
     "rotation-shifts": Study(
         "Does a transformer pay before a p4 CNN, where training images are shifted besides?",
         preset="taught", epochs=(32,), common=dict(precision="bf16", shift=4), angles=TURNS,
-        suites=TURNED_SUITES, by_class=True,
+        suites=TURNED_SUITES, by_class=True, compare_with=("p4 CNN", "CNN, equal parameters"),
         protocol="As study rotation, but training images are shifted by up to 4 pixels before they "
                  "are turned, as is usual on CIFAR-10: a classifier that is shown upright pictures "
                  "only learns them by heart otherwise. The p4 CNN and the STN "
-                 "modulo 90° ran on a GPU, several at once, in bf16, which is the same twice "
-                 "there; fp32 is not. Shifts were preferred to shifts and holes of 8 pixels on "
+                 "modulo 90° ran on a GPU, several at once, the other arms on a processor: in bf16, "
+                 "which is the same twice on either; fp32 is not on the GPU. Shifts were preferred to shifts and holes of 8 pixels on "
                  "validation images (24 epochs, one seed).",
         arms={
             "p4 CNN": dict(P4_CNN, width=2.2),

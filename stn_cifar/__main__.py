@@ -7,6 +7,7 @@ import sys
 import time
 import types
 import typing
+from functools import partial
 from pathlib import Path
 
 from . import __version__, diagnostics, distortions, experiment, plots
@@ -88,17 +89,17 @@ def train(preset: str, results: Path, images: Path, checkpoint_dir: Path | None,
 
 def evaluate_checkpoint(checkpoint: Path, device: str, data_root: str | None) -> None:
     """Measure a trained model again on its test images."""
-    model, trained_on = load_model(checkpoint, device), find_checkpoint(checkpoint)
-    dataset = DATASETS.get(trained_on.get("dataset"))
-    if dataset is None:
-        raise ValueError(f"checkpoint: {checkpoint} was trained on {trained_on.get('dataset')!r}; "
-                         "must be one of " + ", ".join(DATASETS) + ", or use load_model and "
-                         "evaluate in Python")
-    config = model.config.replace(dataset=dataset)
+    model, trained = load_model(checkpoint, device), find_checkpoint(checkpoint)
+    # not what "auto" finds today: on other images it would be at chance, and nobody would know why
+    name, classes = trained.get("dataset"), trained.get("classes")
+    if name not in DATASETS:
+        raise ValueError(f"checkpoint: {checkpoint} was trained on {name!r}; must be one of "
+                         f"{', '.join(DATASETS)}, or use load_model and evaluate in Python")
+    config = model.config.replace(dataset=DATASETS[name])
     data = load_data(config if data_root is None else config.replace(data_root=data_root))
-    if list(data.classes) != trained_on["classes"]:
-        raise ValueError(f"checkpoint: {checkpoint} tells apart {trained_on['classes']}; "
-                         f"{data.name} has {list(data.classes)}")
+    if list(data.classes) != classes:
+        raise ValueError(f"checkpoint: {checkpoint} tells apart {classes}; {data.name} has "
+                         f"{list(data.classes)}")
     test = evaluate(model, data.test)
     say(f"{config!r}\ntest accuracy {test.accuracy:.1%}, loss {test.loss:.3f}, on "
         f"{len(data.test):,} images of {data.name}")
@@ -106,25 +107,21 @@ def evaluate_checkpoint(checkpoint: Path, device: str, data_root: str | None) ->
 
 def _figures(model, data, confusion) -> dict:
     """What can be drawn of any trained model: name -> function of the title."""
-    figures = {
-        "strip": lambda title: plots.strip(model, data, title),
-        "pairs": lambda title: plots.pairs(model, data, title),
-        "regions": lambda title: plots.sampled_regions(model, data, title),
-        "theta": lambda title: plots.theta_histograms(
-            diagnostics.statistics(model, data.test.images), title),
-        "means": lambda title: plots.class_means(model, data, title),
-        "confusion": lambda title: plots.confusion(confusion, data.classes, title),
-        "mistakes": lambda title: plots.mistakes(model, data, title),
-    }
+    images = dict(strip=plots.strip, pairs=plots.pairs, regions=plots.sampled_regions,
+                  means=plots.class_means, mistakes=plots.mistakes)
     config = model.config
+    if config.pose_bins:
+        images["upright"] = plots.turned_and_upright
+    figures = {name: partial(draw, model, data) for name, draw in images.items()} | dict(
+        theta=lambda title: plots.theta_histograms(
+            diagnostics.statistics(model, data.test.images), title),
+        confusion=lambda title: plots.confusion(confusion, data.classes, title))
 
     def robustness(title):
         upright = data if config.distortion is None else load_data(config.replace(distortion=None))
         measured = diagnostics.robustness(model, upright.test[:1000])
         return plots.robustness({"this model": measured}, title)
 
-    if config.pose_bins:
-        figures["upright"] = lambda title: plots.turned_and_upright(model, data, title)
     if data.size == model.input_shape[-1]:  # not on a larger canvas
         figures["robustness"] = robustness
     return figures

@@ -58,7 +58,7 @@ def quick(monkeypatch, few_glyphs):
         path.write_bytes(b"\x89PNG")
 
     names = ("strip", "pairs", "sampled_regions", "theta_histograms", "class_means", "confusion",
-             "mistakes", "robustness", "curves", "theta_bands", "families")
+             "mistakes", "robustness", "curves", "theta_bands", "families", "turned_and_upright")
     fake = types.SimpleNamespace(Film=FakeFilm, save=save, title_of=lambda *_: "a title",
                                  **{name: lambda *_: None for name in names})
     monkeypatch.setattr(command_line, "plots", fake)

@@ -7,11 +7,10 @@ its own. Titles say data set, preset, transformer and epoch, notes what to look 
 
 from .curves import (compare, confusion, curves, robustness, rotation_errors, theta_bands,
                      theta_histograms)
-from .diagrams import families
+from .diagrams import families, sampled_regions, single_image
 from .film import Film, Live
 from .images import (class_means, first_of_each_class, mistakes, pairs, samples, strip, title_of,
                      turned_and_upright)
-from .regions import sampled_regions, single_image
 from .style import (BLUE, GREEN, GREY, ORANGE, RED, STYLES, titled_figure, light_png, own_style,
                     save)
 

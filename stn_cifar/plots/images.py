@@ -104,15 +104,14 @@ def strip(model, data: Data, title: str | None = None) -> Figure:
 
 
 @own_style()
-def pairs(model, data: Data, title: str | None = None, look_for: str | None = None,
-          count: int = 4) -> Figure:
+def pairs(model, data: Data, title: str | None = None, count: int = 4) -> Figure:
     """The first `count` test images of each class, each beside the classifier's input made of it.
 
     Above an image stands its class, above the input the prediction, with a check mark or a cross.
     """
     chosen, *content = _compared(model, data, count)
-    note = look_for or (f"Left: the {chosen.kind} image, and its class. Right: the classifier's "
-                        "input, and its prediction.")
+    note = (f"Left: the {chosen.kind} image, and its class. Right: the classifier's input, and its "
+            "prediction.")
     return _pairs_figure(title or title_of(model.config, data), note + chosen.note, chosen.images,
                          *content)
 
