@@ -103,7 +103,7 @@ class SpatialTransformer(nn.Module):
 
     def warp(self, images, theta, size=None):
         """(warped, grid) of `images` (B, C, H, W) under `theta`; size: another output size."""
-        height, width = _height_width(size or self.output_size or images.shape[-2:])
+        height, width = _height_width(size, self.output_size, images.shape[-2:])
         grid = self.family.grid_of(theta, (self.supersample * height, self.supersample * width))
         warped = sample(images, grid, self.padding_mode, self.interpolation, self.supersample)
         if (height, width) == tuple(images.shape[-2:]) and self.supersample == 1:
@@ -125,7 +125,7 @@ class SpatialTransformer(nn.Module):
         except torch.linalg.LinAlgError as error:
             raise ValueError("theta: it maps the picture to a line or a point, which cannot be "
                              "undone") from error
-        grid = self.family.grid_of(inverse, _height_width(size or maps.shape[-2:]))
+        grid = self.family.grid_of(inverse, _height_width(size, maps.shape[-2:]))
         return sample(maps, grid, "zeros", self.interpolation)
 
     def _predict(self, images):
@@ -196,8 +196,9 @@ def check_iterations(iterations, transform, pose_bins=None):
                          "pose_bins")
 
 
-def _height_width(size):
-    """(height, width) that `size`, an int or (H, W), says."""
+def _height_width(*sizes):
+    """(height, width) that the first of `sizes` that is not None says, an int or (H, W)."""
+    size = next(size for size in sizes if size is not None)
     try:
         height, width = map(index, size if isinstance(size, Sequence) else (size, size))
     except (TypeError, ValueError):

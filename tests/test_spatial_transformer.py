@@ -192,6 +192,10 @@ def test_images_poses_and_maps_that_do_not_fit_are_refused_by_name():
         transformer(images, torch.zeros(3, 6))
     with pytest.raises(ValueError, match=r"^theta: shape \(2, 6\); must be \(B, 2, 3\)"):
         transformer.warp(images, torch.zeros(2, 6))
+    theta = transformer(images).theta
+    for resize in (transformer.warp, transformer.unwarp):
+        with pytest.raises(ValueError, match=r"^size: 0; must be 1 or more pixels"):
+            resize(images, theta, size=0)
 
 
 def test_the_layer_that_cannot_start_at_the_identity_is_named():
