@@ -209,9 +209,8 @@ STUDIES = {
         preset="tutorial", epochs=(50,), compare_with=("compact, no transformer",),
         protocol="The presets as they are; strong, which is meant for a GPU, also at half its "
                  "width, with holes of 8 pixels, or of its own 12 (larger). Compact's transformer "
-                 "does harm: it moves every picture alike, and reading between pixels blurs. Held "
-                 "to the identity, by a penalty of 10 instead of 0.1 (chosen on validation images, "
-                 "study ladder), it hardly moves them.",
+                 "moves every picture alike; held to the identity, by a penalty of 10 instead of "
+                 "0.1, it would hardly move them (study ladder).",
         published=RECIPES,
         arms={
             "tutorial": {},
