@@ -10,7 +10,7 @@ from pathlib import Path
 from stn_cifar import plots
 from stn_cifar.files import write_whole
 
-from . import figures, records, studies, tables
+from . import figures, published, records, studies, tables
 from .bench import speed
 
 README, IMAGES = Path("README.md"), Path("images")
@@ -121,7 +121,7 @@ def section(name: str, this: studies.Study, rows: list[tables.Row], pictures: li
     if pilots:
         parts += ["Pilots, one seed each:", tables.study_tables(this, pilots)]
     if this.published:
-        table = tables.markdown(studies.PUBLISHED_COLUMNS, this.published)
+        table = tables.markdown(published.COLUMNS, this.published)
         parts += ["Published elsewhere, from scratch, as told there:", table]
     if this.by_class and (by_class := tables.class_table(several)):
         parts += ["By class, percent:", by_class]

@@ -1,83 +1,12 @@
-"""Studies as data: a question, arms that differ in named fields, budgets and seeds."""
+"""The studies: each a question, its arms, budgets, seeds and protocol."""
 
-import itertools
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from stn_cifar import Config
 from stn_cifar.distortions import DISTORTIONS
 
+from .published import RECIPES
+from .study import Study
 
-@dataclass(frozen=True)
-class Study:
-    """Arms that differ in named fields and in nothing else."""
-
-    question: str
-    preset: str
-    # name -> overrides of the preset; beside Config's fields "preset", and "epochs" as budgets
-    arms: dict[str, dict]
-    common: dict = field(default_factory=dict)  # overrides of all arms
-    epochs: tuple[int, ...] = (8,)  # budgets: every arm is trained for each of them
-    seeds: int = 3
-    choice: bool = False  # a choice is being made: compare on validation images, not on test images
-    # arms that the others are compared with; None: the first one, (): the arms are only listed
-    compare_with: tuple[str, ...] | None = None
-    by_class: bool = False  # a table of accuracies by class besides
-    # distortions, or keys of FILTERED, by whose frozen suites every model is tested besides
-    suites: tuple[str, ...] = ()
-    angles: tuple[int, ...] = ()  # degrees by which all test pictures are turned alike, besides
-    protocol: str = ""  # what a reader must know besides preset, budgets and seeds
-    # what others report, as they do: one row of PUBLISHED_COLUMNS each
-    published: tuple[tuple[str, ...], ...] = ()
-
-    @property
-    def controls(self) -> tuple[str, ...]:
-        """The arms that the others are compared with."""
-        return tuple(self.arms)[:1] if self.compare_with is None else self.compare_with
-
-    def config(self, arm: str, epochs: int, seed: int, **overrides) -> Config:
-        """The experiment of one run."""
-        fields = {"dataset": "cifar10", **self.common, **self.arms[arm], **overrides}
-        fields |= dict(epochs=epochs, seed=seed)
-        return Config.preset(fields.pop("preset", self.preset), **fields)
-
-    def runs(self, shard: str = "1/1", epochs: int | None = None) -> list[tuple[str, int, int]]:
-        """(arm, epochs, seed) of the runs in `shard`, "k/n"; an arm's seeds follow one another.
-
-        epochs: this budget in place of the study's. ValueError for a shard that is none.
-        """
-        try:
-            k, n = map(int, shard.split("/"))
-        except ValueError:
-            k, n = 0, 0
-        if not 1 <= k <= n:
-            raise ValueError(f"shard: {shard!r}; must be k/n with 1 <= k <= n, such as 2/8")
-        budgets = {arm: [epochs] if epochs else fields.get("epochs", self.epochs)
-                   for arm, fields in self.arms.items()}
-        runs = [(arm, budget, seed) for budget in sorted({*itertools.chain(*budgets.values())})
-                for arm in self.arms if budget in budgets[arm] for seed in range(self.seeds)]
-        return runs[k - 1::n]
-
-
-def by_name(name: str) -> Study:
-    """The study `name`; ValueError for an unknown one."""
-    if name not in STUDIES:
-        raise ValueError(f"study: {name!r} is unknown; must be one of {', '.join(STUDIES)}")
-    return STUDIES[name]
-
-
-PUBLISHED_COLUMNS = "network", "accuracy", "parameters", "epochs", "machine, time", "source"
-# CIFAR-10 from scratch
-RECIPES = (
-    ("cifar10-tiniest", "94.4 %", "97,530", "200", "-", "github.com/xvel/cifar10-tiniest"),
-    ("ResNet-8, MLPerf Tiny's target", "85 %", "78,000", "-", "-", "arXiv 2106.07597"),
-    ("airbench94_muon", "94.01 %, averaged views", "-", "8", "A100, 2.6 s",
-     "github.com/KellerJordan/cifar10-airbench"),
-    ("airbench96", "96.03 %, averaged views", "-", "37", "A100, 34.7 s", "arXiv 2404.00498"),
-    ("cifar10-speedrun", "94.01 %, averaged where uncertain", "-", "7.6", "A100, 2.0 s",
-     "github.com/hiverge/cifar10-speedrun"),
-    ("ResNet, DAWNBench 2017's on processors", "94 %", "-", "-", "16 cores, 101 to 128 hours",
-     "dawn.cs.stanford.edu/benchmark"),
-)
 # Every 15 degrees: the eight multiples of 45 are among them, over which others average.
 TURNS = tuple(range(-180, 181, 15))
 # The same turns by other filters than training has (bicubic): what moves then is no pose.
@@ -299,3 +228,10 @@ STUDIES = {
         protocol="The tutorial's experiment cut to two epochs, in both.",
         arms={"fp32": dict(precision="fp32"), "bf16": dict(precision="bf16")}),
 }
+
+
+def by_name(name: str) -> Study:
+    """The study `name`; ValueError for an unknown one."""
+    if name not in STUDIES:
+        raise ValueError(f"study: {name!r} is unknown; must be one of {', '.join(STUDIES)}")
+    return STUDIES[name]

@@ -14,8 +14,9 @@ from . import __version__, diagnostics, distortions, experiment, plots
 from .config import AS_PRESET, PRESETS, Config
 from .console import say
 from .data import DataError, load_data
+from .data.dataset import NAMES
 from .files import check_writable, typed_path, write_whole
-from .training.checkpoints import CheckpointError, find_checkpoint, load_model
+from .training.checkpoints import CheckpointError, find_checkpoint, model_of
 from .training.evaluation import evaluate
 from .training.loop import NonFiniteLoss
 
@@ -32,7 +33,6 @@ in a clone of the repository also:
   python -m stn_cifar bench                                  measure speed
 """
 STOPPED = 130  # exit status, as of a program that Ctrl-C has ended
-DATASETS = {"CIFAR-10": "cifar10", "glyphs": "glyphs"}  # Data.name -> Config.dataset
 HORSE = 13  # a test image that fills its picture: good to see what a warp does
 
 
@@ -89,13 +89,15 @@ def train(preset: str, results: Path, images: Path, checkpoint_dir: Path | None,
 
 def evaluate_checkpoint(checkpoint: Path, device: str, data_root: str | None) -> None:
     """Measure a trained model again on its test images."""
-    model, trained = load_model(checkpoint, device), find_checkpoint(checkpoint)
+    trained = find_checkpoint(checkpoint)
+    model = model_of(trained, device)
     # not what "auto" finds today: on other images it would be at chance, and nobody would know why
     name, classes = trained.get("dataset"), trained.get("classes")
-    if name not in DATASETS:
+    built_in = {name: dataset for dataset, name in NAMES.items()}
+    if name not in built_in:
         raise ValueError(f"checkpoint: {checkpoint} was trained on {name!r}; must be one of "
-                         f"{', '.join(DATASETS)}, or use load_model and evaluate in Python")
-    config = model.config.replace(dataset=DATASETS[name])
+                         f"{', '.join(built_in)}, or use load_model and evaluate in Python")
+    config = model.config.replace(dataset=built_in[name])
     data = load_data(config if data_root is None else config.replace(data_root=data_root))
     if list(data.classes) != classes:
         raise ValueError(f"checkpoint: {checkpoint} tells apart {classes}; {data.name} has "

@@ -33,7 +33,7 @@ class P4Conv2d(nn.Conv2d):
         """Set r of the outputs is that of the weights turned counter-clockwise by r quarters."""
         # (o, sets i, k, k) as (o, places, i): channels last, as weights are kept here, it is a view
         places = self.weight.permute(0, 2, 3, 1).reshape(len(self.weight), self.read.shape[1], -1)
-        # four gatherings, whose gradients no two places share: the same bits each time on a GPU
+        # four gatherings, in each of which no two places share a gradient: no sum hangs on an order
         turned = torch.cat([places.index_select(1, read) for read in self.read])
         weight = turned.reshape(len(turned), *self.kernel_size, -1).permute(0, 3, 1, 2)
         return F.conv2d(x, weight, stride=self.stride, padding=self.padding)

@@ -75,7 +75,7 @@ class SpatialTransformer(nn.Module):
         self.supersample = supersample
         if initialize:
             initialize_output(localization, pose_bins.initial_logits() if pose_bins
-                     else self.family.identity())
+                              else self.family.identity())
 
     def forward(self, images: torch.Tensor, true_params: torch.Tensor | None = None,
                 teacher_forcing: float | None = None) -> Alignment:

@@ -4,6 +4,8 @@ import json
 import statistics
 from pathlib import Path
 
+from stn_cifar.data.dataset import NAMES
+
 from ..records import RecordError
 from ..tables import markdown, plain
 
@@ -14,7 +16,6 @@ Made from the records in [speed/](speed/) by `python -m stn_cifar report`; once 
 machine: `python -m stn_cifar bench`. What is compared is measured in turns, and told as the median
 of the rounds (least to most).
 """
-DATASETS = dict(cifar10="CIFAR-10")
 TUTORIAL = "tutorial's loop"  # how the names of the loops begin that ours is measured against
 
 
@@ -91,7 +92,7 @@ def loops(result):
         f"{precision} " + ", ".join(f"{name} {statistics.median(values) / 1e9:,.0f}"
                                     for name, values in kinds.items())
         for precision, kinds in sorted(result["ceilings"].items()))
-    dataset = DATASETS.get(result["dataset"], plain(result["dataset"]))
+    dataset = NAMES.get(result["dataset"], plain(result["dataset"]))
     return "\n\n".join([
         f"Training loops: preset `tutorial`, {dataset}, batches of "
         f"{result.get('batch_size', 64)}, {result['threads']} threads, rounds of "

@@ -11,6 +11,8 @@ from ..config import Config
 from ..console import say
 from . import cifar10, glyphs
 
+NAMES = dict(cifar10="CIFAR-10", glyphs="glyphs")  # Config.dataset -> Data.name
+
 
 def _check(good, found: str, must: str) -> None:
     if not good:
@@ -169,7 +171,7 @@ def _cifar10(config: Config):
             f"{line}\n{error}\n{line}")
         return None
     whole, num_test = Split(images, labels), len(images) // 6
-    return whole[:-num_test], whole[-num_test:], cifar10.CLASSES, "CIFAR-10"
+    return whole[:-num_test], whole[-num_test:], cifar10.CLASSES, NAMES["cifar10"]
 
 
 def _glyphs(config: Config):
@@ -177,4 +179,4 @@ def _glyphs(config: Config):
         say(f"!!! glyphs are in random poses already: distortion={config.distortion!r} is left out")
     train, test = (Split(*glyphs.make_glyphs(count, seed))
                    for seed, count in enumerate((50_000, 10_000)))
-    return train, test, glyphs.CLASSES, "glyphs"
+    return train, test, glyphs.CLASSES, NAMES["glyphs"]

@@ -224,10 +224,15 @@ def load_model(path: str | os.PathLike, device: str = "auto") -> stn.STNClassifi
     """The trained model of a checkpoint file, or of the newest good one in a folder.
 
     It is on `device` and in evaluation mode; its config is `model.config`. CheckpointError where
-    there is none to be had; ValueError for a device that is not there.
+    there is none to be had, as of a model that build_model did not make; ValueError for a device
+    that is not there.
     """
+    return model_of(find_checkpoint(path), device)
+
+
+def model_of(content: dict, device: str = "auto") -> stn.STNClassifier:
+    """The trained model of a checkpoint's `content`, as `load_model` gives it."""
     target = Config(device=device).torch_device()
-    content = find_checkpoint(path)
     path, fields = content["path"], _config_fields(content) | dict(device=device)
     try:
         made_of = Config(**fields), content["input_shape"], content["num_classes"]
@@ -235,7 +240,11 @@ def load_model(path: str | os.PathLike, device: str = "auto") -> stn.STNClassifi
             needed = stn.assemble(*made_of).state_dict()
     except Exception as error:  # from a config made to harm, anything
         raise CheckpointError(f"{path}: does not fit this version's models: {error}") from error
-    _check_tensors(path, "model", content["model"], needed)
+    try:
+        _check_tensors(path, "model", content["model"], needed)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; a model put together by hand is put together again, and "
+                              "loads torch.load(path, weights_only=True)['model']") from None
     with seeded(0, torch.device("cpu")):  # the caller's random state is not ours to move
         model = stn.assemble(*made_of)
     model.load_state_dict(content["model"])
@@ -259,9 +268,7 @@ def _check_tensors(path: Path, entry: str, saved: dict, needed: dict) -> None:
                      for tensor in (saved.get(name, "missing"), needed.get(name, "missing")))
         if got != must or not isinstance(got, tuple):
             raise CheckpointError(f"{path}: does not fit this version's models: {entry}/{name} is "
-                                  f"{got}; must be {must} (a model put together by hand is built "
-                                  "the same way again, and given torch.load(path, weights_only="
-                                  "True)['model'])")
+                                  f"{got}; must be {must}")
         # one number can pose as a million; non-finite ones would spoil the run without a word
         if (saved[name].untyped_storage().nbytes() < saved[name].nbytes
                 or not saved[name].isfinite().all()):
