@@ -73,6 +73,11 @@ STUDIES = {
                 dict(model="p4", width=1.7, localization_width=1.41),
             "pose-supervised STN before a p4 CNN, modulo 90°":
                 dict(MODULO_90, width=2.0, localization_width=0.9),
+            **{f"{arm}, upright": dict(fields, distortion="disc") for arm, fields in {
+                "CNN, equal parameters": dict(CNN, width=1.41),
+                "classifier of the pose-supervised STN": CNN,
+                "p4 CNN": dict(P4_CNN, width=2.2),
+                "classifier of the STN, modulo 90°": dict(P4_CNN, width=2.0)}.items()},
         }),
     "rotation-strong": Study(
         "What do networks for a GPU reach on CIFAR-10 turned by any angle?",
