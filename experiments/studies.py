@@ -73,6 +73,9 @@ STUDIES = {
                 dict(model="p4", width=1.7, localization_width=1.41),
             "pose-supervised STN before a p4 CNN, modulo 90°":
                 dict(MODULO_90, width=2.0, localization_width=0.9),
+            "separable p4 CNN": dict(CNN, model="separable_p4", width=2.4),
+            "pose-supervised STN before a separable p4 CNN, modulo 90°":
+                dict(MODULO_90, model="separable_p4", width=2.0, localization_width=0.9),
             **{f"{arm}, upright": dict(fields, distortion="disc") for arm, fields in {
                 "CNN, equal parameters": dict(CNN, width=1.41),
                 "classifier of the pose-supervised STN": CNN,

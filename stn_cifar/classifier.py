@@ -61,15 +61,20 @@ class TutorialClassifier(nn.Sequential):
         super().__init__(OrderedDict(features=features, head=head))
 
 
-def convolution(inputs, outputs, halve=False, p4=False, first=False, kernel=3, stride=1):
-    """A 3x3 convolution that keeps the size, or halves it by max pooling, and batch normalization.
+def convolution(inputs, outputs, halve=False, p4=False, first=False, kernel=3, stride=1,
+                depthwise=False):
+    """A convolution that keeps the size, or halves it by max pooling, and batch normalization.
 
     Normalization makes a bias idle, so there is none; it comes after the pooling, where it has a
     quarter to do. p4: a group convolution, `inputs` and `outputs` channels for each quarter turn;
-    first: of a picture, which has no turns yet.
+    first: of a picture, which has no turns yet. depthwise: of each channel by itself.
     """
-    layer = (P4Conv2d(inputs, outputs, kernel, first, stride, padding=1) if p4
-             else nn.Conv2d(inputs, outputs, kernel, stride, padding=1, bias=False))
+    padding = (kernel - 1) // 2
+    if p4:
+        layer = P4Conv2d(inputs, outputs, kernel, first, stride, padding, depthwise)
+    else:
+        layer = nn.Conv2d(inputs, outputs, kernel, stride, padding,
+                          groups=inputs if depthwise else 1, bias=False)
     pool = [nn.MaxPool2d(2)] if halve else []
     return nn.Sequential(layer, *pool, (P4BatchNorm2d if p4 else nn.BatchNorm2d)(outputs))
 
@@ -85,17 +90,13 @@ class Residual(nn.Module):
         return x + self.layers(x)
 
 
-def separable(inputs, outputs, kernel=3, halve=False):
+def separable(inputs, outputs, kernel=3, halve=False, p4=False):
     """A convolution in two: of each channel by itself, then 1x1 across channels; each normalized.
 
-    With a fraction of a full one's parameters (Chollet 2016, arXiv 1610.02357). halve: by max
-    pooling.
+    With a fraction of a full one's parameters (Chollet 2016, arXiv 1610.02357).
     """
-    pool = [nn.MaxPool2d(2)] if halve else []
-    return nn.Sequential(
-        nn.Conv2d(inputs, inputs, kernel, padding=kernel // 2, groups=inputs, bias=False),
-        nn.BatchNorm2d(inputs), nn.SiLU(),
-        nn.Conv2d(inputs, outputs, 1, bias=False), *pool, nn.BatchNorm2d(outputs))
+    return nn.Sequential(*convolution(inputs, inputs, p4=p4, kernel=kernel, depthwise=True),
+                         nn.SiLU(), *convolution(inputs, outputs, halve, p4, kernel=1))
 
 
 class PooledClassifier(nn.Module):
@@ -119,18 +120,25 @@ class PooledClassifier(nn.Module):
         return self.scale * self.head(pooled)
 
 
-def separable_classifier(channels, size, num_classes, width):
-    """Residual depthwise-separable blocks, at the size of the picture, a half and a quarter."""
+def separable_classifier(channels, size, num_classes, width, p4=False):
+    """Residual depthwise-separable blocks, at the size of the picture, a half and a quarter.
+
+    p4: at a half, a quarter and an eighth, as `light_features`, as a group convolutional network.
+    """
+    # channels, blocks and their kernel, at each size
+    stages = (((32, 2, 3), (64, 2, 3), (128, 1, 3)) if p4
+              else ((24, 1, 3), (48, 3, 5), (77, 2, 5)))
+    stem = dict(p4=True, first=True, kernel=4, stride=2) if p4 else {}
     layers, before = [], None
-    for count, blocks, kernel in ((24, 1, 3), (48, 3, 5), (77, 2, 5)):  # kernel: of its blocks
-        now = max(1, round(width * count))
-        layers += [separable(before, now, halve=True) if before else convolution(channels, now),
-                   nn.SiLU()]
+    for count, blocks, kernel in stages:
+        now = max(1, round(width * count / (4 if p4 else 1)))
+        layers += [separable(before, now, halve=True, p4=p4) if before
+                   else convolution(channels, now, **stem), nn.SiLU()]
         for _ in range(blocks):
-            layers += [Residual(separable(now, now, kernel)), nn.SiLU()]
+            layers += [Residual(separable(now, now, kernel, p4=p4)), nn.SiLU()]
         before = now
     mean = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    return PooledClassifier(nn.Sequential(*layers), mean, channels, size, num_classes)
+    return PooledClassifier(nn.Sequential(*layers), mean, channels, size, num_classes, p4)
 
 
 def strong_classifier(channels, size, num_classes, width, p4=False):
@@ -198,6 +206,8 @@ CLASSIFIERS = {
     "tutorial": Classifier(lambda c, size, n, width: TutorialClassifier(c, size, n), "tutorial",
                            scalable=False),
     "separable": Classifier(separable_classifier, "compact"),
+    "separable_p4": Classifier(lambda *args: separable_classifier(*args, p4=True), "light",
+                               p4_invariant=True),
     "strong": Classifier(strong_classifier, "compact"),
     "strong_p4": Classifier(lambda *args: strong_classifier(*args, p4=True), "light",
                             p4_invariant=True),
