@@ -14,6 +14,8 @@ HISTOGRAMS = 4  # one over another: more could not be told apart
 def figures_of(name: str, this: Study, rows: list[Row]) -> dict[str, Figure]:
     """File stem -> figure: study-NAME-angle, study-NAME-error, of a study that has angles."""
     shown = shown_rows(rows)
+    asked = shown and shown[0].first["config"]["distortion"]
+    shown = [row for row in shown if row.first["config"]["distortion"] == asked]  # no upright ones
     if not shown or not this.angles:
         return {}
     first = shown[0].first
@@ -21,15 +23,18 @@ def figures_of(name: str, this: Study, rows: list[Row]) -> dict[str, Figure]:
     title = f"{pictures} · study {name} · preset {this.preset} · {first['epochs_done']} epochs"
     arms = {f"{row.arm} (n = {len(row.runs)})": row for row in shown}
     against = {arm: accuracy_against_angle(row) for arm, row in arms.items()}
+    known = {arm: told for arm, told in against.items() if told}
+    known = dict(list(known.items())[:len(plots.STYLES)])
     errors = {}
-    for arm, row in arms.items():  # arms that differ in the classifier alone are drawn once
-        if (counts := rotation_errors(row)) not in errors.values():
-            errors[arm] = counts
+    for arm in {**known, **arms}:  # in this order an arm has one colour in both
+        counts = rotation_errors(arms[arm])
+        drawn = [other for other in errors.values() if other]
+        errors[arm] = [] if counts in drawn or len(drawn) == HISTOGRAMS else counts
     found = {}
-    for kind, draw, measured, most in (("angle", plots.robustness, against, len(plots.STYLES)),
-                                       ("error", plots.rotation_errors, errors, HISTOGRAMS)):
-        if known := [item for item in measured.items() if item[1]]:
-            found[f"study-{name}-{kind}"] = draw(dict(known[:most]), title)
+    if known:
+        found[f"study-{name}-angle"] = plots.robustness(known, title)
+    if any(errors.values()):
+        found[f"study-{name}-error"] = plots.rotation_errors(errors, title)
     return found
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_up import SMALL, posed, record
+from matplotlib.colors import same_color
 from scipy import stats
 
 from experiments import figures, intervals, records, report, tables
@@ -232,7 +233,16 @@ def test_figures_show_the_longest_budget_that_has_several_seeds():
     assert figures.rotation_errors(cnn) == [] and figures.rotation_errors(stn)[0] == 6
     assert figures.accuracy_against_angle(cnn) == dict(angle=dict(values=[0, 90],
                                                                   accuracy=[0.5, 0.25]))
-    assert {*figures.figures_of("x", this, rows)} == {"study-x-angle", "study-x-error"}
+    drawn = figures.figures_of("x", this, rows)
+    assert {*drawn} == {"study-x-angle", "study-x-error"}
+    _, of_stn = (line for line in drawn["study-x-angle"].axes[0].lines if len(line.get_xdata()) == 2
+                 and not line.get_label().startswith("_"))
+    bars, = drawn["study-x-error"].axes[0].patches
+    assert same_color(of_stn.get_color(), bars.get_edgecolor())
+    for one in found[:2]:  # trained upright: no arm to be drawn beside the others
+        one["config"] |= dict(distortion="disc")
+    upright = figures.figures_of("x", this, tables.rows_of(this, found))
+    assert len(upright["study-x-angle"].axes[0].lines) < len(drawn["study-x-angle"].axes[0].lines)
     assert [row.epochs for row in figures.shown_rows(rows[:2])] == [8, 8]  # pilots only
     assert figures.figures_of("x", this, []) == {} == figures.figures_of("x", SMALL, rows)
 

@@ -174,7 +174,7 @@ def robustness(arms: dict[str, dict[str, dict[str, list[float]]]], title: str,
     columns = _legend_columns(arms)
     fig = titled_figure(288 + 20 * math.ceil(len(arms) / columns), title, "Flat: no harm done. "
                         "Thin: undistorted, but cut to the same disc, which may cost some by "
-                        "itself. Dotted: chance.")
+                        "itself. Grey dots: chance.")
     quantities = list(next(iter(arms.values())))
     best = max(max(part["accuracy"]) for measured in arms.values() for part in measured.values())
     panels = fig.subplots(1, len(quantities), sharey=True, squeeze=False)[0]
@@ -201,12 +201,20 @@ def robustness(arms: dict[str, dict[str, dict[str, list[float]]]], title: str,
 
 @own_style()
 def rotation_errors(arms: dict[str, list[int]], title: str) -> Figure:
-    """Rotation error after the transformer: for each arm the counts of PoseRecovery.histogram."""
-    columns = _legend_columns(arms)
-    fig = titled_figure(278 + 20 * math.ceil(len(arms) / columns), title, "Upright: at the left. "
-                        "Upside down: at the right. Dotted: chance, all errors equally frequent.")
+    """Rotation error after the transformer: for each arm the counts of PoseRecovery.histogram.
+
+    An arm without counts is not drawn, but keeps its colour, so that a second figure of the same
+    arms has the same ones.
+    """
+    columns = _legend_columns([name for name, counts in arms.items() if counts])
+    drawn = sum(map(bool, arms.values()))
+    fig = titled_figure(278 + 20 * math.ceil(drawn / columns), title,
+                        "Upright: at the left. Upside down: at the right. "
+                        "Grey dots: chance, all errors equally frequent.")
     ax = fig.subplots()
     for (name, counts), style in zip(arms.items(), cycle(STYLES)):
+        if not counts:
+            continue
         edges = np.arange(len(counts) + 1) * diagnostics.BIN
         ax.stairs(np.array(counts) / max(1, sum(counts)), edges, color=style["color"],
                   linestyle=style.get("linestyle", "-"), linewidth=1.8, label=name)
