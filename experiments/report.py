@@ -80,7 +80,11 @@ def make(readme: Path, results: Path, notebook: Path, images: Path) -> tuple[dic
     rows = {name: tables.rows_of(this, found[name]) for name, this in known.items()}
     drawn = {name: figures.figures_of(name, this, rows[name]) for name, this in known.items()}
     place = Path(os.path.relpath(images, results)).as_posix()
-    sections = [section(name, this, rows[name], [f"{place}/{stem}.png" for stem in drawn[name]])
+    captions = {name: {stem: PICTURES[stem.rpartition("-")[2]] for stem in drawn[name]}
+                for name in known}
+    sections = [section(name, this, rows[name], {
+                    f"{place}/{stem}.png": told
+                    for stem, told in (captions[name] | this.pictures).items()})
                 for name, this in known.items()]
     contents = "".join(f"- [{name}](#{name}): {this.question}\n" for name, this in known.items())
     pages = {results / "README.md": "\n".join([INTRODUCTION, contents, *sections])}
@@ -108,8 +112,9 @@ def _undefined(found: list[dict]) -> studies.Study:
     return studies.Study("This study is no longer defined; its records are kept.", "", arms)
 
 
-def section(name: str, this: studies.Study, rows: list[tables.Row], pictures: list[str]) -> str:
-    """A study's part of results/README.md."""
+def section(name: str, this: studies.Study, rows: list[tables.Row],
+            pictures: dict[str, str]) -> str:
+    """A study's part of results/README.md; pictures: path -> what it shows."""
     several = [row for row in rows if len(row.runs) > 1]
     pilots = [row for row in rows if len(row.runs) == 1]
     runs = [record for row in rows for record in row.runs.values()]
@@ -125,7 +130,7 @@ def section(name: str, this: studies.Study, rows: list[tables.Row], pictures: li
         parts += ["Published elsewhere, from scratch, as told there:", table]
     if this.by_class and (by_class := tables.class_table(several)):
         parts += ["By class, percent:", by_class]
-    parts += [f"![{PICTURES[Path(path).stem.rpartition('-')[2]]}.]({path})" for path in pictures]
+    parts += [f"![{told}.]({path})" for path, told in pictures.items()]
     again = f" Once more: `python -m stn_cifar study {name}`." if name in studies.STUDIES else ""
     parts.append(f"{len(runs)} runs, in [{name}/]({name}/): {tables.plain(machines)}; "
                  f"{tables.plain(precisions)}; threads: {threads or 'not recorded'}.{again}")

@@ -213,11 +213,19 @@ def test_accuracy_by_class_is_the_mean_over_the_seeds():
 
 def test_what_is_published_elsewhere_stands_below_with_its_source():
     for name, this in STUDIES.items():
-        text = report.section(name, this, [], [])
+        text = report.section(name, this, [], {})
         told = rows_of(text[text.find("Published elsewhere"):].partition("\n\n")[2])
         assert len(told) == len(this.published)
         assert all(row["source"] != "-" for row in told)
     assert len(STUDIES["presets"].published) > 4
+
+
+@pytest.mark.parametrize("name", [name for name, this in STUDIES.items() if this.pictures])
+def test_a_studys_pictures_are_there_and_shown(name):
+    page = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    for stem, told in STUDIES[name].pictures.items():
+        assert (ROOT / "images" / f"{stem}.png").is_file()
+        assert f"![{told}.](../images/{stem}.png)" in page
 
 
 def test_figures_show_the_longest_budget_that_has_several_seeds():
