@@ -60,7 +60,8 @@ def rows_of(this: Study, found: list[dict]) -> list[Row]:
         told = [f"{name}={value}" for name, value in sorted(identity, key=str) if name in differing]
         controls = {}
         for control in this.controls:
-            same_budget = [key for key in groups if key[:2] == (control, epochs)]
+            same_budget = [key for key in groups if key[:2] == (control, epochs)
+                           and _distortion(groups[key]) == _distortion(runs)]
             if same_budget and control != arm:  # of several the one nearest in content
                 nearest = min(same_budget, key=lambda key: len(key[2] ^ identity))
                 controls[control] = groups[nearest]
@@ -70,6 +71,10 @@ def rows_of(this: Study, found: list[dict]) -> list[Row]:
     order = list(this.arms)
     return sorted(rows, key=lambda row: (-row.epochs, order.index(row.first["arm"])
                                          if row.first["arm"] in order else len(order)))
+
+
+def _distortion(runs: dict[int, dict]) -> str | None:
+    return next(iter(runs.values()))["config"]["distortion"]
 
 
 def _is_ceiling(record: dict, runs: dict[int, dict]) -> bool:

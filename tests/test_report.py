@@ -197,6 +197,7 @@ def test_the_share_of_the_upright_ceiling_is_that_of_the_same_classifier(monkeyp
     rows = tables.rows_of(this, [arm, ceiling | dict(arm="upright"), other])
     shares = {row.arm: tables.cells_of(this, row)[tables.SHARE] for row in rows}
     assert shares == {"p4 CNN": "75.0 %", "upright": "-", "CNN, equal parameters": "-"}
+    assert next(row for row in rows if row.arm == "upright").controls == {}  # of other pictures
 
 
 def test_accuracy_by_class_is_the_mean_over_the_seeds():
