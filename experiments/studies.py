@@ -78,7 +78,6 @@ STUDIES = {
         arms={
             "p4 CNN": dict(P4_CNN, width=2.2),
             "CNN, equal parameters": dict(CNN, width=1.41),
-            "CNN, equal arithmetic": dict(CNN, width=2.24),
             "pose-supervised STN": {},
             "pose-supervised STN before a p4 CNN":
                 dict(model="p4", width=1.7, localization_width=1.41),
