@@ -154,6 +154,8 @@ def _of_statistics(key: str) -> Callable[[dict], float | None]:
 SHARE = "share of the upright ceiling"
 SUITES = ("rotation45", "rotation90", "rotation", "rts", "disc", *FILTERED)
 FURTHER = [  # other measurements of the same trained models
+    Column("mirrored", _at("tta", "mirrored")),
+    Column("MFLOP, mirrored", _at("mirrored_mflop"), "", 1, 0),
     Column("flip and shift TTA", _at("tta", "flip_shift")),
     Column("of the least certain fifth", _at("tta", "flip_shift_unsure")),
     Column("top-2 poses", _at("tta", "top_2_poses")),

@@ -13,13 +13,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from . import diagnostics
 from .config import Config
-from .data import Data, load_data
+from .data import Data, Split, load_data
 from .data.dataset import distorted
 from .pose_bins import AXES
 from .stn import STNClassifier, build_model
 from .training.evaluation import (
     evaluate,
     flip_shift_views,
+    mirrored_views,
     rotated_views,
     top_k_poses,
     true_pose,
@@ -52,12 +53,13 @@ def record(config: Config, data: Data, model: STNClassifier, history: list[dict]
     """All that a table may tell of a run, as plain values; accuracies are fractions.
 
     config, dataset, seed, study and arm (None outside a study), machine, versions, threads, openmp,
-    precision, date; parameters, mflop (10^6 operations an image, forwards); finished, epochs_done,
-    training_seconds; test (loss in nats, classes, confusion: rows are true classes) and train, both
-    after the last epoch, dropout off; history, as `fit` returns it; tta, accuracy by test-time
-    augmentation; statistics of theta and of the sampling grid over the test images, mean and std,
-    as `diagnostics.statistics` names them; pose_recovery where poses are known, as
-    `diagnostics.PoseRecovery.summary` names it, and a histogram of rotation errors, by 5 degrees.
+    precision, date; parameters; mflop and mirrored_mflop (10^6 operations an image, forwards, of a
+    single view and of `mirrored_views`); finished, epochs_done, training_seconds; test (loss in
+    nats, classes, confusion: rows are true classes) and train, both after the last epoch, dropout
+    off; history, as `fit` returns it; tta, accuracy by test-time augmentation; statistics of theta
+    and of the sampling grid over the test images, mean and std, as `diagnostics.statistics` names
+    them; pose_recovery where poses are known, as `diagnostics.PoseRecovery.summary` names it, and a
+    histogram of rotation errors, by 5 degrees.
     """
     # training images have a new pose in every epoch: as many as there are test images will do
     train_split = (data.train if config.distortion is None
@@ -69,7 +71,7 @@ def record(config: Config, data: Data, model: STNClassifier, history: list[dict]
         config=config.to_dict(),
         dataset=data.name,
         parameters=sum(p.numel() for p in model.parameters()),
-        mflop=mflop(model),
+        mflop=mflop(model), mirrored_mflop=mflop(model, mirrored_views),
         finished=len(history) == config.epochs,
         epochs_done=len(history),
         precision=history[-1]["precision"] if history else None,
@@ -97,8 +99,8 @@ def record(config: Config, data: Data, model: STNClassifier, history: list[dict]
 
 def _test_time_augmentations(config: Config, data: Data) -> dict:
     """Those that apply: name -> `predict` for `evaluate`."""
-    views = {}
-    if config.flip and config.distortion is None:  # else mirrored, shifted images are new to it
+    views = dict(mirrored=mirrored_views) if config.flip else {}  # mirrored images are not new
+    if config.flip and config.distortion is None:  # shifted ones, then, neither
         views |= dict(flip_shift=flip_shift_views, flip_shift_unsure=where_unsure(flip_shift_views))
     poses = data.test.poses
     if poses is None or poses.shape[-1] != 3 or config.transform not in AXES:
@@ -111,11 +113,15 @@ def _test_time_augmentations(config: Config, data: Data) -> dict:
     return views
 
 
-def mflop(model: STNClassifier) -> float:
-    """Arithmetic of one image's way through `model`: 10^6 additions and multiplications."""
+def mflop(model: STNClassifier, predict=None) -> float:
+    """Arithmetic of one image's way through `model`: 10^6 additions and multiplications.
+
+    predict: by this test-time augmentation, as `evaluate` takes it.
+    """
     image = torch.zeros(1, *model.input_shape, dtype=torch.uint8, device=model.device)
+    batch = Split(image, torch.zeros(1, dtype=torch.int64, device=model.device))
     with diagnostics.evaluating(model), FlopCounterMode(display=False) as counter:
-        model(image)
+        predict(model, batch) if predict else model(image)
     return counter.get_total_flops() / 1e6
 
 

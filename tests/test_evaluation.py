@@ -15,6 +15,7 @@ from stn_cifar.spatial_transformer import IdentityTransformer, SpatialTransforme
 from stn_cifar.stn import STNClassifier
 from stn_cifar.training.evaluation import (
     flip_shift_views,
+    mirrored_views,
     rotated_views,
     top_k_poses,
     true_pose,
@@ -136,6 +137,20 @@ def test_flip_shift_views_equal_a_loop_over_images_and_views(glyph_data, model, 
     agree(metrics, metrics_of(np.stack(logits), test.labels.numpy()))
     single = evaluate(model, test, batch_size)
     assert abs(single.loss - metrics.loss) > 0.01  # another measurement
+
+
+@pytest.mark.parametrize("stn", [True, False])
+def test_mirrored_views_are_of_what_the_transformer_hands_on(glyph_data, stn):
+    model, batch = telling(stn=stn).eval(), glyph_data.test[:20]
+    with torch.no_grad():
+        logits, alignment = model(batch.images, return_alignment=True)
+        mirror_image = torch.from_numpy(alignment.warped.numpy()[..., ::-1].copy())
+        expected = (logits + model.classifier(mirror_image)) / 2
+        torch.testing.assert_close(mirrored_views(model, batch), expected)
+        assert not torch.allclose(expected, logits, atol=1e-3)
+        other = Split(batch.images.flip(-1), batch.labels)
+        same = torch.allclose(mirrored_views(model, other), expected, atol=1e-4)
+        assert same or stn  # without a transformer a mirrored image is the same to it
 
 
 def test_where_all_views_are_alike_they_change_nothing():

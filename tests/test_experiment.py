@@ -13,6 +13,7 @@ from stn_cifar import Config, Data, Split, build_model, distortions, evaluate, e
 from stn_cifar.pose_bins import true_params
 from stn_cifar.training.evaluation import (
     flip_shift_views,
+    mirrored_views,
     rotated_views,
     top_k_poses,
     true_pose,
@@ -69,7 +70,9 @@ def test_a_run_is_build_fit_and_measurement(run, small):
     assert record["test"]["confusion"] == evaluate(model, small.test).confusion.tolist()
     views = evaluate(model, small.test, predict=flip_shift_views).accuracy
     unsure = evaluate(model, small.test, predict=where_unsure(flip_shift_views)).accuracy
-    assert record["tta"] == dict(flip_shift=views, flip_shift_unsure=unsure)
+    mirrored = evaluate(model, small.test, predict=mirrored_views).accuracy
+    assert record["tta"] == dict(mirrored=mirrored, flip_shift=views, flip_shift_unsure=unsure)
+    assert record["mflop"] < record["mirrored_mflop"] < 2 * record["mflop"]  # it aligns once
     assert {"rotation", "scale", "outside", "sampling_scale"} <= set(record["statistics"])
     assert record["pose_recovery"]["within_30"] <= 1
     assert sum(record["pose_recovery"]["histogram"]) == 60
@@ -102,9 +105,9 @@ POSES = {"top_2_poses", "top_4_poses", "true_pose"}
 
 @pytest.mark.parametrize(("fields", "views"), [
     (dict(), set()), (dict(transform="tps"), set()),
-    (dict(flip=True), {"flip_shift", "flip_shift_unsure"}),
+    (dict(flip=True), {"mirrored", "flip_shift", "flip_shift_unsure"}),
     (dict(stn=False), set()), (dict(transform="projective", **ROTATED), set()),
-    (dict(flip=True, **ROTATED), set()),  # mirrored, shifted images are new to it
+    (dict(flip=True, **ROTATED), {"mirrored"}),  # shifted images are new to it
     (dict(transform="rotation", stn=False, **ROTATED), {"rotated_2", "rotated_4", "true_pose"}),
     (dict(transform="rotation", **ROTATED), {"true_pose"}), (BINS | ROTATED, POSES),
     (dict(BINS, transform="similarity", distortion="similarity"), POSES),

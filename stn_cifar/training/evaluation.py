@@ -52,6 +52,12 @@ def evaluate(model: STNClassifier, split: Split, batch_size: int = 250,
     return Metrics(loss.item() / len(split), accuracy, confusion)
 
 
+def mirrored_views(model, batch):
+    """Mean logits of what the transformer hands on and of its mirror image: it aligns once."""
+    warped = model.transformer(model.normalize(batch.images)).warped
+    return (model.classifier(warped) + model.classifier(warped.flip(-1))) / 2
+
+
 def flip_shift_views(model, batch):
     """Mean logits over six views: the image, one pixel up left, down right, each mirrored too.
 
