@@ -154,8 +154,6 @@ def _of_statistics(key: str) -> Callable[[dict], float | None]:
 SHARE = "share of the upright ceiling"
 SUITES = ("rotation45", "rotation90", "rotation", "rts", "disc", *FILTERED)
 FURTHER = [  # other measurements of the same trained models
-    Column("mirrored", _at("tta", "mirrored")),
-    Column("MFLOP, mirrored", _at("mirrored_mflop"), "", 1, 0),
     Column("flip and shift TTA", _at("tta", "flip_shift")),
     Column("of the least certain fifth", _at("tta", "flip_shift_unsure")),
     Column("top-2 poses", _at("tta", "top_2_poses")),
@@ -199,21 +197,39 @@ def main_cells(this: Study, row: Row) -> dict[str, str]:
     column = Column("validation accuracy" if this.choice else "test accuracy", accuracy)
     cells[column.title] = column.cell(row)
     for control in this.controls:
-        paired = [(100 * accuracy(record), 100 * accuracy(row.controls[control][seed]))
-                  for seed, record in row.runs.items() if seed in row.controls.get(control, {})]
-        cells[f"points above {control}"] = difference(paired)
+        cells[f"points above {control}"] = _points_above(row, control, accuracy, accuracy)
     seconds = [line["seconds"] for record in row.runs.values() for line in record["history"]]
     return cells | {"training accuracy": Column("", _at("train", "accuracy")).cell(row),
                     "n": str(len(row.runs)),
                     "s an epoch": f"{statistics.median(seconds):.1f}" if seconds else "-"}
 
 
+def _points_above(row: Row, control: str, one: Callable, other: Callable) -> str:
+    """Paired by seed: `one` of the row's records less `other` of the control's, in points."""
+    pairs = [(100 * one(record), 100 * other(row.controls[control][seed]))
+             for seed, record in row.runs.items()
+             if seed in row.controls.get(control, {}) and one(record) is not None]
+    return difference(pairs)
+
+
 def cells_of(this: Study, row: Row) -> dict[str, str]:
     """Every number that is told of a row: column -> cell. README's numbers are among these."""
     share = Column(SHARE, lambda record: record["test"]["accuracy"] / row.ceiling
                    if row.ceiling else None)
-    return main_cells(this, row) | {column.title: column.cell(row)
-                                    for column in (share, *FURTHER, *TRANSFORMER)}
+    columns = (share, *FURTHER, *TRANSFORMER)
+    return (main_cells(this, row) | mirrored_cells(this, row)
+            | {column.title: column.cell(row) for column in columns})
+
+
+def mirrored_cells(this: Study, row: Row) -> dict[str, str]:
+    """Of predictions from an image and its mirror image; compared with a control's single view."""
+    mirrored, mflop = _at("tta", "mirrored"), row.first.get("mirrored_mflop")
+    cells = {"mirrored": Column("", mirrored).cell(row)}
+    cells["MFLOP, mirrored"] = "-" if mflop is None else f"{mflop:.0f}"
+    for control in this.controls:
+        cells[f"mirrored: points above {control}, single view"] = _points_above(
+            row, control, mirrored, _at("test", "accuracy"))
+    return cells
 
 
 def study_tables(this: Study, rows: list[Row]) -> str:
@@ -227,7 +243,8 @@ def study_tables(this: Study, rows: list[Row]) -> str:
         line |= {key: row.first[key] for key in varying}
     several = len({row.epochs for row in rows}) > 1
     parts = [_table(cells, [*main_cells(this, rows[0]), *varying])]
-    for title, group in (("The same models, tested otherwise:", [SHARE, *_titles(FURTHER)]),
+    further = [SHARE, *mirrored_cells(this, rows[0]), *_titles(FURTHER)]
+    for title, group in (("The same models, tested otherwise:", further),
                          ("What the transformer does to the test images:", _titles(TRANSFORMER))):
         told = [line for line in cells if any(line[name] != "-" for name in group)]
         columns = [name for name in group if any(line[name] != "-" for line in told)]

@@ -200,6 +200,19 @@ def test_the_share_of_the_upright_ceiling_is_that_of_the_same_classifier(monkeyp
     assert next(row for row in rows if row.arm == "upright").controls == {}  # of other pictures
 
 
+def test_a_mirrored_prediction_is_compared_with_the_controls_single_view():
+    this = Study("?", "taught", STUDIES["arms"].arms)
+    control, arm = list(this.arms)[:2]
+    found = [record(this, control, 4, seed, accuracy=0.5) for seed in range(2)]
+    found += [record(this, arm, 4, seed, accuracy=0.6, tta=dict(mirrored=0.7 + seed / 10),
+                     mirrored_mflop=12.3) for seed in range(2)]
+    alone, mirrored = (tables.cells_of(this, row) for row in tables.rows_of(this, found))
+    title = f"mirrored: points above {control}, single view"
+    half = stats.t.ppf(0.975, 1) * statistics.stdev([20, 30]) / 2 ** 0.5
+    assert mirrored[title] == f"+25.0 ± {half:.1f}" and alone[title] == "-"
+    assert mirrored["MFLOP, mirrored"] == "12" and alone["mirrored"] == "-"
+
+
 def test_accuracy_by_class_is_the_mean_over_the_seeds():
     test = dict(accuracy=0.5, classes=["cat", "dog"])
     found = [record(seed=0) | dict(test=test | dict(confusion=[[8, 2], [5, 5]])),
