@@ -225,7 +225,7 @@ def mirrored_cells(this: Study, row: Row) -> dict[str, str]:
     """Of predictions from an image and its mirror image; compared with a control's single view."""
     mirrored, mflop = _at("tta", "mirrored"), row.first.get("mirrored_mflop")
     cells = {"mirrored": Column("", mirrored).cell(row)}
-    cells["MFLOP, mirrored"] = "-" if mflop is None else f"{mflop:.0f}"
+    cells["MFLOP, mirrored"] = "-" if cells["mirrored"] == "-" else f"{mflop:.0f}"
     for control in this.controls:
         cells[f"mirrored: points above {control}, single view"] = _points_above(
             row, control, mirrored, _at("test", "accuracy"))
