@@ -7,15 +7,14 @@ from matplotlib.figure import Figure
 from stn_cifar import plots
 
 from .studies import Study
-from .tables import Row
+from .tables import Row, is_upright_control
 
 HISTOGRAMS = 4  # one over another: more could not be told apart
 
 def figures_of(name: str, this: Study, rows: list[Row]) -> dict[str, Figure]:
     """File stem -> figure: study-NAME-angle, study-NAME-error, of a study that has angles."""
-    shown = shown_rows(rows)
-    asked = shown and shown[0].first["config"]["distortion"]
-    shown = [row for row in shown if row.first["config"]["distortion"] == asked]  # no upright ones
+    turned = [row for row in rows if not is_upright_control(row)]
+    shown = shown_rows(turned)
     if not shown or not this.angles:
         return {}
     first = shown[0].first
@@ -26,7 +25,7 @@ def figures_of(name: str, this: Study, rows: list[Row]) -> dict[str, Figure]:
     known = {arm: told for arm, told in against.items() if told}
     known = dict(list(known.items())[:len(plots.STYLES)])
     errors = {}
-    for arm in {**known, **arms}:  # in this order an arm has one colour in both
+    for arm in known or arms:  # of the same arms, so that each has one colour in both
         counts = rotation_errors(arms[arm])
         drawn = [other for other in errors.values() if other]
         errors[arm] = [] if counts in drawn or len(drawn) == HISTOGRAMS else counts

@@ -27,9 +27,11 @@ Every table and number here is made from the records beside this page by
 - *Points above* an arm: the difference to it at the same budget, paired by seed; there ± is the
   half-width of the 95 % interval (Student's t).
 - An arm of one seed is a *pilot*, and stands apart.
-- Test-time augmentation is another measurement, never to be mixed with the single view's: the
-  classes' mean probability over the transformer's likeliest *poses*, or, without a transformer,
-  over *rotated views*. *True pose* is an oracle: every image's pose undone exactly.
+- Test-time augmentation is another measurement than a single view, and compared with one only
+  where it costs no more arithmetic: the classes' mean probability over the transformer's likeliest
+  *poses*, or, without a transformer, over *rotated views*; *flip TTA*, the mean logits of what the
+  transformer hands on and of its mirror image (aligned once, classified twice). *True pose* is an
+  oracle: every image's pose undone exactly.
 - MFLOP: one image, forwards. Chance is 10 % accuracy; a rotation error of 90 degrees, 16.7 % of the
   images within 30 degrees, 44.4 % within 20 degrees modulo 90.
 
@@ -82,9 +84,11 @@ def make(readme: Path, results: Path, notebook: Path, images: Path) -> tuple[dic
     place = Path(os.path.relpath(images, results)).as_posix()
     captions = {name: {stem: PICTURES[stem.rpartition("-")[2]] for stem in drawn[name]}
                 for name in known}
-    sections = [section(name, this, rows[name], {
-                    f"{place}/{stem}.png": told
-                    for stem, told in (captions[name] | this.pictures).items()})
+    for name, this in known.items():
+        captions[name] |= {stem: told for stem, told in this.pictures.items()
+                           if (images / f"{stem}.png").is_file()}
+    sections = [section(name, this, rows[name], {f"{place}/{stem}.png": told
+                                                 for stem, told in captions[name].items()})
                 for name, this in known.items()]
     contents = "".join(f"- [{name}](#{name}): {this.question}\n" for name, this in known.items())
     pages = {results / "README.md": "\n".join([INTRODUCTION, contents, *sections])}
@@ -122,9 +126,9 @@ def section(name: str, this: studies.Study, rows: list[tables.Row],
         " or ".join(sorted({str(record[key]) for record in runs if record.get(key) is not None}))
         for key in ("machine", "precision", "threads"))
     parts = [f"## {name}", f"**{this.question}**", this.protocol,
-             tables.study_tables(this, several)]
+             tables.study_tables(this, several, rows)]
     if pilots:
-        parts += ["Pilots, one seed each:", tables.study_tables(this, pilots)]
+        parts += ["Pilots, one seed each:", tables.study_tables(this, pilots, rows)]
     if this.published:
         table = tables.markdown(published.COLUMNS, this.published)
         parts += ["Published elsewhere, from scratch, as told there:", table]

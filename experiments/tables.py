@@ -77,6 +77,11 @@ def _distortion(runs: dict[int, dict]) -> str | None:
     return next(iter(runs.values()))["config"]["distortion"]
 
 
+def is_upright_control(row: Row) -> bool:
+    """Was it trained and tested on upright images, without a transformer, for others to compare?"""
+    return row.first["config"]["distortion"] == "disc" and not row.first["config"]["stn"]
+
+
 def _is_ceiling(record: dict, runs: dict[int, dict]) -> bool:
     """Is `record` of the classifier of `runs` alone, trained as long on upright images?"""
     one, other = record["config"], next(iter(runs.values()))["config"]
@@ -206,10 +211,9 @@ def main_cells(this: Study, row: Row) -> dict[str, str]:
 
 def _points_above(row: Row, control: str, one: Callable, other: Callable) -> str:
     """Paired by seed: `one` of the row's records less `other` of the control's, in points."""
-    pairs = [(100 * one(record), 100 * other(row.controls[control][seed]))
-             for seed, record in row.runs.items()
-             if seed in row.controls.get(control, {}) and one(record) is not None]
-    return difference(pairs)
+    pairs = [(one(record), other(row.controls[control][seed]))
+             for seed, record in row.runs.items() if seed in row.controls.get(control, {})]
+    return difference([(100 * a, 100 * b) for a, b in pairs if None not in (a, b)])
 
 
 def cells_of(this: Study, row: Row) -> dict[str, str]:
@@ -217,33 +221,45 @@ def cells_of(this: Study, row: Row) -> dict[str, str]:
     share = Column(SHARE, lambda record: record["test"]["accuracy"] / row.ceiling
                    if row.ceiling else None)
     columns = (share, *FURTHER, *TRANSFORMER)
-    return (main_cells(this, row) | mirrored_cells(this, row)
+    return (main_cells(this, row) | flip_cells(this, row)
             | {column.title: column.cell(row) for column in columns})
 
 
-def mirrored_cells(this: Study, row: Row) -> dict[str, str]:
-    """Of predictions from an image and its mirror image; compared with a control's single view."""
-    mirrored, mflop = _at("tta", "mirrored"), row.first.get("mirrored_mflop")
-    cells = {"mirrored": Column("", mirrored).cell(row)}
-    cells["MFLOP, mirrored"] = "-" if cells["mirrored"] == "-" else f"{mflop:.0f}"
-    for control in this.controls:
-        cells[f"mirrored: points above {control}, single view"] = _points_above(
-            row, control, mirrored, _at("test", "accuracy"))
+def flip_cells(this: Study, row: Row) -> dict[str, str]:
+    """Of predictions from an image and its mirror image, where all runs have them.
+
+    Compared with the controls' likewise, and with their single view where that costs as much.
+    """
+    flip, single = _at("tta", "mirrored"), _at("test", "accuracy")
+    mflop = [record.get("mirrored_mflop") for record in row.runs.values()]
+    known = None not in mflop and all(flip(record) is not None for record in row.runs.values())
+    cells = {"flip TTA": Column("", flip).cell(row) if known else "-",
+             "MFLOP, flip TTA": f"{mflop[0]:.0f}" if known else "-"}
+    for control in () if this.choice else this.controls:
+        runs = row.controls.get(control)
+        as_much = known and runs and mflop[0] <= next(iter(runs.values()))["mflop"]
+        cells[f"flip TTA: points above {control}, flip TTA"] = (
+            _points_above(row, control, flip, flip) if known else "-")
+        cells[f"flip TTA: points above {control}, single view"] = (
+            _points_above(row, control, flip, single) if as_much else "-")
     return cells
 
 
-def study_tables(this: Study, rows: list[Row]) -> str:
-    """The tables of some rows: accuracy; other tests of the models; what their transformer does."""
+def study_tables(this: Study, rows: list[Row], among: list[Row] | None = None) -> str:
+    """The tables of some rows: accuracy; other tests of the models; what their transformer does.
+
+    among: all rows of the study, if not these; in what they differ besides, a column tells.
+    """
     if not rows:
         return ""
     cells = [cells_of(this, row) for row in rows]
     varying = [key for key in ("dataset", "precision", "machine")
-               if len({row.first[key] for row in rows}) > 1]
+               if len({row.first[key] for row in among or rows}) > 1]
     for line, row in zip(cells, rows, strict=True):
         line |= {key: row.first[key] for key in varying}
     several = len({row.epochs for row in rows}) > 1
     parts = [_table(cells, [*main_cells(this, rows[0]), *varying])]
-    further = [SHARE, *mirrored_cells(this, rows[0]), *_titles(FURTHER)]
+    further = [SHARE, *flip_cells(this, rows[0]), *_titles(FURTHER)]
     for title, group in (("The same models, tested otherwise:", further),
                          ("What the transformer does to the test images:", _titles(TRANSFORMER))):
         told = [line for line in cells if any(line[name] != "-" for name in group)]

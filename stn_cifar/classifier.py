@@ -120,25 +120,42 @@ class PooledClassifier(nn.Module):
         return self.scale * self.head(pooled)
 
 
-def separable_classifier(channels, size, num_classes, width, p4=False):
-    """Residual depthwise-separable blocks, at the size of the picture, a half and a quarter.
+def separable_features(stem, stages, p4=False):
+    """`stem`, then residual depthwise-separable blocks; each stage after the first halves the size.
 
-    p4: at a half, a quarter and an eighth, as `light_features`, as a group convolutional network.
+    stages: (channels, blocks, their kernel) of each, the first one's channels being the stem's.
     """
-    # channels, blocks and their kernel, at each size
-    stages = (((32, 2, 3), (64, 2, 3), (128, 1, 3)) if p4
-              else ((24, 1, 3), (48, 3, 5), (77, 2, 5)))
-    stem = dict(p4=True, first=True, kernel=4, stride=2) if p4 else {}
-    layers, before = [], None
+    layers, before = [stem, nn.SiLU()], None
     for count, blocks, kernel in stages:
-        now = max(1, round(width * count / (4 if p4 else 1)))
-        layers += [separable(before, now, halve=True, p4=p4) if before
-                   else convolution(channels, now, **stem), nn.SiLU()]
+        if before:
+            layers += [separable(before, count, halve=True, p4=p4), nn.SiLU()]
         for _ in range(blocks):
-            layers += [Residual(separable(now, now, kernel, p4=p4)), nn.SiLU()]
-        before = now
-    mean = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    return PooledClassifier(nn.Sequential(*layers), mean, channels, size, num_classes, p4)
+            layers += [Residual(separable(count, count, kernel, p4=p4)), nn.SiLU()]
+        before = count
+    return nn.Sequential(*layers)
+
+
+def separable_classifier(channels, size, num_classes, width):
+    """Residual depthwise-separable blocks, at the size of the picture, a half and a quarter."""
+    a, b, c = (max(1, round(width * n)) for n in (24, 48, 77))
+    features = separable_features(convolution(channels, a), ((a, 1, 3), (b, 3, 5), (c, 2, 5)))
+    return PooledClassifier(features, spatial_mean(), channels, size, num_classes)
+
+
+def separable_p4_classifier(channels, size, num_classes, width):
+    """The same kind of blocks in a group convolutional network, at the sizes of `light_features`.
+
+    The mean of each channel over space, then the largest over the four quarter turns.
+    """
+    a, b, c = (max(1, round(width * n / 4)) for n in (32, 64, 128))
+    stem = convolution(channels, a, p4=True, first=True, kernel=4, stride=2)
+    features = separable_features(stem, ((a, 2, 3), (b, 2, 3), (c, 1, 3)), p4=True)
+    return PooledClassifier(features, spatial_mean(), channels, size, num_classes, p4=True)
+
+
+def spatial_mean():
+    """(B, C, H, W) -> (B, C)."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 def strong_classifier(channels, size, num_classes, width, p4=False):
@@ -206,8 +223,7 @@ CLASSIFIERS = {
     "tutorial": Classifier(lambda c, size, n, width: TutorialClassifier(c, size, n), "tutorial",
                            scalable=False),
     "separable": Classifier(separable_classifier, "compact"),
-    "separable_p4": Classifier(lambda *args: separable_classifier(*args, p4=True), "light",
-                               p4_invariant=True),
+    "separable_p4": Classifier(separable_p4_classifier, "light", p4_invariant=True),
     "strong": Classifier(strong_classifier, "compact"),
     "strong_p4": Classifier(lambda *args: strong_classifier(*args, p4=True), "light",
                             p4_invariant=True),

@@ -99,8 +99,8 @@ def record(config: Config, data: Data, model: STNClassifier, history: list[dict]
 
 def _test_time_augmentations(config: Config, data: Data) -> dict:
     """Those that apply: name -> `predict` for `evaluate`."""
-    views = dict(mirrored=mirrored_views) if config.flip else {}  # mirrored images are not new
-    if config.flip and config.distortion is None:  # shifted ones, then, neither
+    views = dict(mirrored=mirrored_views) if config.flip else {}
+    if config.flip and config.distortion is None:  # of a turned picture, shifted views are new
         views |= dict(flip_shift=flip_shift_views, flip_shift_unsure=where_unsure(flip_shift_views))
     poses = data.test.poses
     if poses is None or poses.shape[-1] != 3 or config.transform not in AXES:

@@ -14,18 +14,20 @@ from torch import nn
 class P4Conv2d(nn.Conv2d):
     """A convolution with `inputs` and `outputs` channels for each quarter turn.
 
-    first: it reads a picture, (B, inputs, H, W); otherwise maps, (B, 4 inputs, H, W). depthwise: of
-    maps, each channel of each set by itself. Gives (B, 4 outputs, H', W'). There is no bias:
-    normalization follows.
+    first: it reads a picture, (B, inputs, H, W); otherwise maps, (B, 4 inputs, H, W). depthwise:
+    maps, each channel of each set by itself, and the same number comes out. Gives
+    (B, 4 outputs, H', W'). There is no bias: normalization follows.
     """
 
     def __init__(self, inputs, outputs, kernel_size, first=False, stride=1, padding=0,
                  depthwise=False):
+        if depthwise and (first or inputs != outputs):
+            raise ValueError(f"depthwise: with first={first}, {inputs} channels in and {outputs} "
+                             "out; must read maps, and give as many")
         sets = 1 if first or depthwise else 4  # that a filter reads
         super().__init__(sets * inputs, outputs, kernel_size, stride, padding,
                          groups=inputs if depthwise else 1, bias=False)
-        if depthwise:
-            self.groups *= 4  # as the turned filters read them
+        self.depthwise = depthwise
         places = torch.arange(kernel_size**2 * sets).view(kernel_size, kernel_size, sets)
         # which place of a filter, (y, x, set) counted through, each turned one reads: (4, places);
         # it reads the sets by the turn relative to its own
@@ -40,7 +42,8 @@ class P4Conv2d(nn.Conv2d):
         # four gatherings, in each of which no two places share a gradient: no sum hangs on an order
         turned = torch.cat([places.index_select(1, read) for read in self.read])
         weight = turned.reshape(len(turned), *self.kernel_size, -1).permute(0, 3, 1, 2)
-        return F.conv2d(x, weight, None, self.stride, self.padding, groups=self.groups)
+        groups = x.shape[1] if self.depthwise else 1
+        return F.conv2d(x, weight, None, self.stride, self.padding, groups=groups)
 
 
 class P4BatchNorm2d(nn.BatchNorm2d):

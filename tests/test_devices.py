@@ -19,7 +19,13 @@ from stn_cifar.data import Split
 from stn_cifar.presets import PRESETS
 from stn_cifar.stn import assemble
 from stn_cifar.training.captured import CapturedStep, make_step
-from stn_cifar.training.evaluation import flip_shift_views, rotated_views, top_k_poses, true_pose
+from stn_cifar.training.evaluation import (
+    flip_shift_views,
+    mirrored_views,
+    rotated_views,
+    top_k_poses,
+    true_pose,
+)
 from stn_cifar.training.loop import step_options
 from stn_cifar.training.optim import make_optimizer, set_learning_rate
 from stn_cifar.training.precision import DTYPES, autocast
@@ -92,6 +98,7 @@ MORE = {
                          scale_weight=0.1),
     "control": Config(model="p4", stn=False, output_size=24, distortion="rts"),
     "elastic": Config(transform="tps", distortion="elastic", supersample=2),
+    "separable_p4": Config(model="separable_p4", width=0.5),
 }
 
 
@@ -112,7 +119,7 @@ def test_training_and_evaluation_stay_on_the_cuda_device(name, precision, fake_c
 
 @pytest.mark.parametrize(("predict", "name"), [
     (flip_shift_views, "tutorial"), (top_k_poses(2), "taught"), (true_pose, "taught"),
-    (true_pose, "similarity")])
+    (true_pose, "similarity"), (mirrored_views, "taught")])
 def test_test_time_augmentation_stays_there_too(predict, name, fake_cuda):
     with torch.no_grad():
         assert predict(on_cuda(CONFIGS[name]).eval(), split(True)).device == CUDA

@@ -61,6 +61,7 @@ MODELS = {
     "pose_bins": lambda: model(model="light", width=0.5, localization="p4", transform="rotation",
                                pose_bins=12, pose_weight=1.0, localization_width=0.5),
     "control": lambda: model(stn=False),
+    "separable_p4": lambda: model(model="separable_p4", width=0.5),
 }
 
 

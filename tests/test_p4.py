@@ -73,14 +73,22 @@ def test_the_first_layer_is_a_convolution_by_each_turned_filter():
         torch.testing.assert_close(maps, expected)
 
 
-def test_depthwise_each_set_is_filtered_by_its_turned_filters():
-    layer = seeded(P4Conv2d, 2, 2, 3, padding=1, depthwise=True)
-    x = torch.randn(5, 8, 6, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    for k, maps in enumerate(layer(x).unbind(1)):  # set r, channel c: k = 2 r + c
-        expected = F.conv2d(x[:, k:k + 1], turned(layer.weight[k % 2:k % 2 + 1], k // 2), padding=1)
+@pytest.mark.parametrize("count", [1, 2])
+def test_depthwise_each_set_is_filtered_by_its_turned_filters(count):
+    layer = seeded(P4Conv2d, count, count, 3, padding=1, depthwise=True)
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(5, 4 * count, 6, 6, generator=generator, dtype=torch.float64)
+    for k, maps in enumerate(layer(x).unbind(1)):  # of set r and channel c: k = count * r + c
+        weight = layer.weight[k % count:k % count + 1]
+        expected = F.conv2d(x[:, k:k + 1], turned(weight, k // count), padding=1)
         torch.testing.assert_close(maps, expected[:, 0])
-    torch.testing.assert_close(layer(turned(x).unflatten(1, (4, 2)).roll(1, 1).flatten(1, 2)),
-                               maps_turned(layer(x), 1))
+    torch.testing.assert_close(layer(maps_turned(x, 1)), maps_turned(layer(x), 1))
+
+
+def test_depthwise_reads_maps_and_gives_as_many():
+    for refused in (dict(inputs=3, outputs=3, first=True), dict(inputs=2, outputs=4)):
+        with pytest.raises(ValueError, match="must read maps, and give as many"):
+            P4Conv2d(**refused, kernel_size=3, depthwise=True)
 
 
 def test_normalization_treats_the_four_sets_alike():

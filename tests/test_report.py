@@ -4,6 +4,7 @@ import json
 import shutil
 import statistics
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -200,17 +201,33 @@ def test_the_share_of_the_upright_ceiling_is_that_of_the_same_classifier(monkeyp
     assert next(row for row in rows if row.arm == "upright").controls == {}  # of other pictures
 
 
-def test_a_mirrored_prediction_is_compared_with_the_controls_single_view():
+def test_flip_tta_is_compared_with_a_single_view_at_no_more_arithmetic():
     this = Study("?", "taught", STUDIES["arms"].arms)
     control, arm = list(this.arms)[:2]
-    found = [record(this, control, 4, seed, accuracy=0.5) for seed in range(2)]
-    found += [record(this, arm, 4, seed, accuracy=0.6, tta=dict(mirrored=0.7 + seed / 10),
-                     mirrored_mflop=12.3) for seed in range(2)]
-    alone, mirrored = (tables.cells_of(this, row) for row in tables.rows_of(this, found))
-    title = f"mirrored: points above {control}, single view"
+
+    def cells(mflop=12.3, last=0.8, choice=False, **more):
+        found = [record(this, control, 4, seed, accuracy=0.5, mflop=13.0, **more)
+                 for seed in range(2)]
+        found += [record(this, arm, 4, seed, accuracy=0.6, tta=dict(mirrored=flip),
+                         mirrored_mflop=mflop) for seed, flip in enumerate((0.7, last))]
+        study = replace(this, choice=choice)
+        alone, flipped = (tables.cells_of(study, row) for row in tables.rows_of(study, found))
+        assert alone["flip TTA"] == "-" or more
+        return flipped
+
+    def above(cells):
+        return [cells[f"flip TTA: points above {control}, {view}"]
+                for view in ("flip TTA", "single view")]
+
     half = stats.t.ppf(0.975, 1) * statistics.stdev([20, 30]) / 2 ** 0.5
-    assert mirrored[title] == f"+25.0 ± {half:.1f}" and alone[title] == "-"
-    assert mirrored["MFLOP, mirrored"] == "12" and alone["mirrored"] == "-"
+    assert above(cells()) == ["-", f"+25.0 ± {half:.1f}"]
+    assert cells()["flip TTA"] == "75.0 ± 7.1 %" and cells()["MFLOP, flip TTA"] == "12"
+    assert above(cells(mflop=13.1)) == ["-", "-"]
+    both = cells(tta=dict(mirrored=0.6), mirrored_mflop=26.0)
+    assert above(both) == [f"+15.0 ± {half:.1f}", f"+25.0 ± {half:.1f}"]
+    assert not any("flip TTA: points" in column for column in cells(choice=True))  # it is on test
+    for partly in (cells(last=None), cells(mflop=None)):  # not all of its runs have it
+        assert {partly["flip TTA"], partly["MFLOP, flip TTA"], *above(partly)} == {"-"}
 
 
 def test_accuracy_by_class_is_the_mean_over_the_seeds():
@@ -261,10 +278,14 @@ def test_figures_show_the_longest_budget_that_has_several_seeds():
                  and not line.get_label().startswith("_"))
     bars, = drawn["study-x-error"].axes[0].patches
     assert same_color(of_stn.get_color(), bars.get_edgecolor())
-    for one in found[:2]:  # trained upright: no arm to be drawn beside the others
-        one["config"] |= dict(distortion="disc")
-    upright = figures.figures_of("x", this, tables.rows_of(this, found))
-    assert len(upright["study-x-angle"].axes[0].lines) < len(drawn["study-x-angle"].axes[0].lines)
+    for one in found:  # one arm trained upright alone, for longer: not drawn beside the turned
+        if one["arm"] == "CNN, equal parameters" and one["epochs_done"] == 8:
+            one["config"] |= dict(distortion="disc")
+    beside = figures.figures_of("x", this, tables.rows_of(this, found))["study-x-angle"]
+    assert [line.get_label() for line in beside.axes[0].lines if line.get_label()[0] != "_"] == [
+        "CNN, equal parameters (n = 2)", "pose-supervised STN (n = 2)"]
+    upright = [one for one in found if one["config"]["distortion"] == "disc"]
+    assert figures.figures_of("x", this, tables.rows_of(this, upright)) == {}
     assert [row.epochs for row in figures.shown_rows(rows[:2])] == [8, 8]  # pilots only
     assert figures.figures_of("x", this, []) == {} == figures.figures_of("x", SMALL, rows)
 

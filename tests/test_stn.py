@@ -21,7 +21,7 @@ from stn_cifar.transforms import FAMILIES, Family
 
 NETWORKS = [dict(model="separable"), dict(model="strong_p4", width=0.1),
             dict(model="strong", width=0.1), dict(model="light"),
-            dict(model="p4")]
+            dict(model="p4"), dict(model="separable_p4")]
 
 
 def images(count=4, channels=3, size=32, seed=0):

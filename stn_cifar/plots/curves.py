@@ -204,7 +204,7 @@ def rotation_errors(arms: dict[str, list[int]], title: str) -> Figure:
     """Rotation error after the transformer: for each arm the counts of PoseRecovery.histogram.
 
     An arm without counts is not drawn, but keeps its colour, so that a second figure of the same
-    arms has the same ones.
+    arms has the same ones; at least one must have counts.
     """
     columns = _legend_columns([name for name, counts in arms.items() if counts])
     drawn = sum(map(bool, arms.values()))

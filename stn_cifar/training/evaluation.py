@@ -26,7 +26,7 @@ def evaluate(model: STNClassifier, split: Split, batch_size: int = 250,
     """Metrics of `model` on `split` (a Split), dropout off; the model's training mode is restored.
 
     predict(model, batch: Split) -> logits (B, classes): test-time augmentation, below. It is
-    another measurement, never to be mixed with the single view's.
+    another measurement: told by itself, and compared with a single view only at equal arithmetic.
     """
     check_model(model)
     if not isinstance(split, Split):
