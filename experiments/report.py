@@ -27,11 +27,12 @@ Every table and number here is made from the records beside this page by
 - *Points above* an arm: the difference to it at the same budget, paired by seed; there ± is the
   half-width of the 95 % interval (Student's t).
 - An arm of one seed is a *pilot*, and stands apart.
-- Test-time augmentation is another measurement than a single view, and compared with one only
-  where it costs no more arithmetic: the classes' mean probability over the transformer's likeliest
-  *poses*, or, without a transformer, over *rotated views*; *flip TTA*, the mean logits of what the
-  transformer hands on and of its mirror image (aligned once, classified twice). *True pose* is an
-  oracle: every image's pose undone exactly.
+- Test-time augmentation is another measurement, told apart from the single view's: the classes'
+  mean probability over the transformer's likeliest *poses*, or, without a transformer, over
+  *rotated views*; *flip TTA*, the mean logits of what the transformer hands on and of its mirror
+  image (aligned once, classified twice). It is compared with an arm's single view where it costs no
+  more arithmetic than that, and with an arm's flip TTA. *True pose* is an oracle: every image's
+  pose undone exactly.
 - MFLOP: one image, forwards. Chance is 10 % accuracy; a rotation error of 90 degrees, 16.7 % of the
   images within 30 degrees, 44.4 % within 20 degrees modulo 90.
 

@@ -238,9 +238,9 @@ def flip_cells(this: Study, row: Row) -> dict[str, str]:
     for control in () if this.choice else this.controls:
         runs = row.controls.get(control)
         as_much = known and runs and mflop[0] <= next(iter(runs.values()))["mflop"]
-        cells[f"flip TTA: points above {control}, flip TTA"] = (
+        cells[f"flip TTA, points above that of {control}"] = (
             _points_above(row, control, flip, flip) if known else "-")
-        cells[f"flip TTA: points above {control}, single view"] = (
+        cells[f"flip TTA, points above {control}"] = (
             _points_above(row, control, flip, single) if as_much else "-")
     return cells
 
