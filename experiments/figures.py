@@ -13,7 +13,7 @@ HISTOGRAMS = 4  # one over another: more could not be told apart
 
 def figures_of(name: str, this: Study, rows: list[Row]) -> dict[str, Figure]:
     """File stem -> figure: study-NAME-angle, study-NAME-error, of a study that has angles."""
-    turned = [row for row in rows if not is_upright_control(row)]
+    turned = [row for row in rows if not is_upright_control(row.first)]
     shown = shown_rows(turned)
     if not shown or not this.angles:
         return {}

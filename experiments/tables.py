@@ -59,9 +59,9 @@ def rows_of(this: Study, found: list[dict]) -> list[Row]:
         differing = {name for key in others for name, _ in key[2] ^ identity}
         told = [f"{name}={value}" for name, value in sorted(identity, key=str) if name in differing]
         controls = {}
-        for control in this.controls:
-            same_budget = [key for key in groups if key[:2] == (control, epochs)
-                           and _distortion(groups[key]) == _distortion(runs)]
+        upright = is_upright_control(next(iter(runs.values())))
+        for control in () if upright else this.controls:
+            same_budget = [key for key in groups if key[:2] == (control, epochs)]
             if same_budget and control != arm:  # of several the one nearest in content
                 nearest = min(same_budget, key=lambda key: len(key[2] ^ identity))
                 controls[control] = groups[nearest]
@@ -73,19 +73,15 @@ def rows_of(this: Study, found: list[dict]) -> list[Row]:
                                          if row.first["arm"] in order else len(order)))
 
 
-def _distortion(runs: dict[int, dict]) -> str | None:
-    return next(iter(runs.values()))["config"]["distortion"]
-
-
-def is_upright_control(row: Row) -> bool:
-    """Was it trained and tested on upright images, without a transformer, for others to compare?"""
-    return row.first["config"]["distortion"] == "disc" and not row.first["config"]["stn"]
+def is_upright_control(record: dict) -> bool:
+    """Of a classifier alone, trained and tested upright? It is compared with nothing turned."""
+    return record["config"]["distortion"] == "disc" and not record["config"]["stn"]
 
 
 def _is_ceiling(record: dict, runs: dict[int, dict]) -> bool:
     """Is `record` of the classifier of `runs` alone, trained as long on upright images?"""
     one, other = record["config"], next(iter(runs.values()))["config"]
-    return (one["distortion"] == "disc" and other["distortion"] != "disc" and not one["stn"]
+    return (is_upright_control(record) and other["distortion"] != "disc"
             and all(one[key] == other[key] for key in ("model", "width", "epochs")))
 
 
