@@ -83,13 +83,13 @@ def make(readme: Path, results: Path, notebook: Path, images: Path) -> tuple[dic
     rows = {name: tables.rows_of(this, found[name]) for name, this in known.items()}
     drawn = {name: figures.figures_of(name, this, rows[name]) for name, this in known.items()}
     place = Path(os.path.relpath(images, results)).as_posix()
-    captions = {name: {stem: PICTURES[stem.rpartition("-")[2]] for stem in drawn[name]}
+    captions = {name: {f"{stem}.png": PICTURES[stem.rpartition("-")[2]] for stem in drawn[name]}
                 for name in known}
     for name, this in known.items():
-        captions[name] |= {stem: told for stem, told in this.pictures.items()
-                           if (images / f"{stem}.png").is_file()}
-    sections = [section(name, this, rows[name], {f"{place}/{stem}.png": told
-                                                 for stem, told in captions[name].items()})
+        captions[name] |= {file: told for file, told in this.pictures.items()
+                           if (images / file).is_file()}
+    sections = [section(name, this, rows[name], {f"{place}/{file}": told
+                                                 for file, told in captions[name].items()})
                 for name, this in known.items()]
     contents = "".join(f"- [{name}](#{name}): {this.question}\n" for name, this in known.items())
     pages = {results / "README.md": "\n".join([INTRODUCTION, contents, *sections])}

@@ -74,12 +74,12 @@ STUDIES = {
                  "trained and tested on upright images in the same disc: a ceiling for arms with "
                  "that classifier; with what others have it is not compared.",
         pictures={
-            "taught-upright":
+            "taught-upright.png":
                 "Ten test photographs, the first of each class, each turned by a random angle; "
                 "below them, as the pose-supervised STN of seed 0 hands them on, each with its "
                 "classifier's prediction (drawn by `train --preset taught --dataset cifar10 "
                 "--epochs 32 --shift 4 --precision bf16`)",
-            "mod90-straight":
+            "mod90-straight.png":
                 "The same photographs; below them, as the transformer modulo 90° before a "
                 "separable p4 CNN hands them on: straight, on any of four sides (the same command, "
                 "with `--model separable_p4 --width 2 --localization p4_mod90 "
@@ -120,8 +120,6 @@ STUDIES = {
             "small localization network, wider classifier":
                 dict(SEPARABLE_90, localization_width=0.6, width=2.2),
             "no teacher forcing": dict(SEPARABLE_90, teacher_forcing=0.0),
-            "holes of 8 pixels": dict(SEPARABLE_90, cutout=8),
-            "learning rate 0.2": dict(SEPARABLE_90, learning_rate=0.2),
         }),
     "rotation-strong": Study(
         "What do networks for a GPU reach on CIFAR-10 turned by any angle?",
@@ -172,7 +170,7 @@ STUDIES = {
         }),
     "padding": Study(
         "Which single setting keeps the tutorial's transformer from zooming out onto the border?",
-        preset="tutorial", epochs=(10,), common=dict(precision="bf16"),
+        preset="tutorial", epochs=(50,), common=dict(precision="bf16"),
         protocol="Zeros are the mean colour, as images are normalized before they are sampled. "
                  "Above a sampling scale of 1 the transformer zooms out.",
         arms={

@@ -25,7 +25,7 @@ class Study:
     suites: tuple[str, ...] = ()
     angles: tuple[int, ...] = ()  # degrees by which all test pictures are turned alike, besides
     protocol: str = ""  # what a reader must know besides preset, budgets and seeds
-    # what its models make of images, as drawn by a command: stem of a file in images/ -> what it is
+    # what its models make of images, as drawn by a command: a file in images/ -> what it shows
     pictures: dict[str, str] = field(default_factory=dict)
     # what others report, as they do: one row of published.COLUMNS each
     published: tuple[tuple[str, ...], ...] = ()

@@ -254,9 +254,9 @@ def test_what_is_published_elsewhere_stands_below_with_its_source():
 @pytest.mark.parametrize("name", [name for name, this in STUDIES.items() if this.pictures])
 def test_a_studys_pictures_are_there_and_shown(name):
     page = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
-    for stem, told in STUDIES[name].pictures.items():
-        assert (ROOT / "images" / f"{stem}.png").is_file()
-        assert f"![{told}.](../images/{stem}.png)" in page
+    for file, told in STUDIES[name].pictures.items():
+        assert (ROOT / "images" / file).is_file()
+        assert f"![{told}.](../images/{file})" in page
 
 
 def test_figures_show_the_longest_budget_that_has_several_seeds():
