@@ -67,12 +67,12 @@ STUDIES = {
                  "shifted by up to 4 pixels before they are turned, as is usual on CIFAR-10: a "
                  "classifier that is shown upright pictures only learns them by heart otherwise. "
                  "CNN, equal parameters: as many as the pose-supervised STN has. Networks are "
-                 "called separable where their convolutions are (depthwise, then 1x1). What ran on "
-                 "a GPU ran several at once: in bf16, which is the same twice on either; fp32 is "
-                 "not on the GPU. Shifts were preferred to shifts and holes of 8 pixels on "
-                 "validation images (24 epochs, one seed). An upright arm is a classifier alone, "
-                 "trained and tested on upright images in the same disc: a ceiling for arms with "
-                 "that classifier; with what others have it is not compared.",
+                 "called separable where their convolutions are (depthwise, then 1x1). All runs "
+                 "are in bf16, which repeats bit for bit on a processor and on a GPU; fp32 does "
+                 "not on a GPU. Shifts were preferred to shifts and holes of 8 pixels on "
+                 "validation images (24 epochs, one seed, not kept). An upright arm is a "
+                 "classifier alone, trained and tested on upright images in the same disc: a "
+                 "ceiling for arms with that classifier; with what others have it is not compared.",
         pictures={
             "taught-upright.png":
                 "Ten test photographs, the first of each class, each turned by a random angle; "
@@ -131,7 +131,8 @@ STUDIES = {
                  "out before turning is a warning: a square that turns along gives the pose away, "
                  "the transformer learns to read its sides alone, and is at chance on pictures "
                  "without one; with the true pose undone the same classifier is far ahead. Since "
-                 "then holes are cut last; the other arms have not been run.",
+                 "then holes are cut last, so that run cannot be repeated; the arms defined now "
+                 "have not been run.",
         arms={
             "p4 CNN": CNN,
             "pose-supervised STN before a p4 CNN, modulo 90°":
@@ -141,9 +142,10 @@ STUDIES = {
         "Which part of the pose-supervised spatial transformer makes the difference?",
         preset="taught", epochs=(4,), common=dict(precision="fp32"), angles=TURNS,
         protocol="As study rotation. The arms that begin with 'no' leave one part out; those by "
-                 "the class loss, affine all but one, have no pose supervision. Two iterations at "
-                 "the pace of one ran off: half of their samples lie outside the picture. At a "
-                 "tenth of the pace they do as well as one.",
+                 "the class loss, affine all but one, have no pose supervision. Applied "
+                 "twice (two iterations) at the localization rate of one, the transformer "
+                 "diverged: half of its samples lie outside the picture. At a tenth of that rate "
+                 "two do as well as one.",
         arms={
             "CNN, equal parameters": dict(CNN, width=1.41),
             "pose-supervised STN": {},
