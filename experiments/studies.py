@@ -195,10 +195,10 @@ STUDIES = {
         preset="tutorial", epochs=(50,), common=dict(precision="bf16"),
         protocol="Zeros are the mean colour, as images are normalized before they are sampled. "
                  "Above a sampling scale of 1 the transformer zooms out. At the classifier's rate "
-                 "it swings from epoch to epoch and moves all images alike (bands): zoomed out, an "
-                 "image stays in the picture all the same; kept from it, it may be measured while "
-                 "it is off its place, as one seed of the scale penalty was. A tenth of the rate "
-                 "calms it. Films and bands are of seed 0; the images are test images.",
+                 "it also swings from epoch to epoch, and moves all images alike (bands): one seed "
+                 "of the scale penalty was measured while it was off its place. A tenth of the "
+                 "rate calms it and lessens the zoom, without a penalty. Films and bands are of "
+                 "seed 0; the images are test images.",
         pictures={file: f"{told} (drawn by `train --preset tutorial --dataset cifar10 "
                              f"--precision bf16{flags}`)"
                   for file, told, flags in FILMS},
