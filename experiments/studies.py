@@ -197,8 +197,8 @@ STUDIES = {
                  "Above a sampling scale of 1 the transformer zooms out. At the classifier's rate "
                  "it also swings from epoch to epoch, and moves all images alike (bands): one seed "
                  "of the scale penalty was measured while it was off its place. A tenth of the "
-                 "rate calms it and lessens the zoom, without a penalty. Films and bands are of "
-                 "seed 0; the images are test images.",
+                 "rate, as the STN paper had it on SVHN, calms it and lessens the zoom, without a "
+                 "penalty. Films and bands are of seed 0; the images are test images.",
         pictures={file: f"{told} (drawn by `train --preset tutorial --dataset cifar10 "
                              f"--precision bf16{flags}`)"
                   for file, told, flags in FILMS},
