@@ -198,9 +198,8 @@ STUDIES = {
                  "it also swings from epoch to epoch, and moves all images alike (bands): one seed "
                  "of the scale penalty was measured while it was off its place. A tenth of the "
                  "rate, as the STN paper had it on SVHN, calms it and lessens the zoom, without a "
-                 "penalty; it also learns less far in as many epochs. No setting that holds the "
-                 "zoom back is more accurate for it. Films and bands are of seed 0; the images are "
-                 "test images.",
+                 "penalty; it also learns less far in as many epochs. No setting is shown to "
+                 "change the accuracy. Films and bands are of seed 0; the images are test images.",
         pictures={file: f"{told} (drawn by `train --preset tutorial --dataset cifar10 "
                              f"--precision bf16{flags}`)"
                   for file, told, flags in FILMS},
