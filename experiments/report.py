@@ -10,8 +10,9 @@ from pathlib import Path
 from stn_cifar import plots
 from stn_cifar.files import write_whole
 
-from . import figures, published, records, studies, tables
+from . import figures, pictures, published, records, studies, tables
 from .bench import speed
+from .study import Study
 
 README, IMAGES = Path("README.md"), Path("images")
 NOTEBOOK = Path("notebooks/stn_cifar10.ipynb")
@@ -56,7 +57,7 @@ pixels); artificial mental rotation, Tuggener et al. 2023
 back: the nearest relative of our pose supervision); Cohen & Welling 2016
 ([1602.07576](https://arxiv.org/abs/1602.07576): group convolutions over quarter turns).
 """
-PICTURES = {  # the end of a figure's name -> what it shows
+FIGURES = {  # the end of a figure's name -> what it shows
     "angle": "Accuracy of each arm against the angle by which all test images are turned",
     "error": "Histogram of the rotation error that each arm's transformer leaves"}
 # [84.1 %](results/README.md#rotation "p4 CNN, 32 epochs: test accuracy"): the title names a number
@@ -87,13 +88,12 @@ def make(readme: Path, results: Path, notebook: Path, images: Path) -> tuple[dic
     rows = {name: tables.rows_of(this, found[name]) for name, this in known.items()}
     drawn = {name: figures.figures_of(name, this, rows[name]) for name, this in known.items()}
     place = Path(os.path.relpath(images, results)).as_posix()
-    captions = {name: {f"{stem}.png": PICTURES[stem.rpartition("-")[2]] for stem in drawn[name]}
-                for name in known}
-    for name, this in known.items():
-        captions[name] |= {file: told for file, told in this.pictures.items()
-                           if (images / file).is_file()}
+    shown = {name: {f"{stem}.png": FIGURES[stem.rpartition("-")[2]] for stem in drawn[name]}
+                   | {file: told for file, told in pictures.captions(name, this).items()
+                      if (images / file).is_file()}
+             for name, this in known.items()}
     sections = [section(name, this, rows[name], {f"{place}/{file}": told
-                                                 for file, told in captions[name].items()})
+                                                 for file, told in shown[name].items()})
                 for name, this in known.items()]
     contents = "".join(f"- [{name}](#{name}): {this.question}\n" for name, this in known.items())
     pages = {results / "README.md": "\n".join([INTRODUCTION, contents, *sections])}
@@ -115,15 +115,14 @@ def _rank(name: str) -> tuple:
     return (order.index(name) if name in order else len(order), name)
 
 
-def _undefined(found: list[dict]) -> studies.Study:
+def _undefined(found: list[dict]) -> Study:
     """What stands for a study that is no longer defined: its records are told all the same."""
     arms = {record["arm"]: {} for record in found}
-    return studies.Study("This study is no longer defined; its records are kept.", "", arms)
+    return Study("This study is no longer defined; its records are kept.", "", arms)
 
 
-def section(name: str, this: studies.Study, rows: list[tables.Row],
-            pictures: dict[str, str]) -> str:
-    """A study's part of results/README.md; pictures: path -> what it shows."""
+def section(name: str, this: Study, rows: list[tables.Row], shown: dict[str, str]) -> str:
+    """A study's part of results/README.md; shown: path of a picture -> what it shows."""
     several = [row for row in rows if len(row.runs) > 1]
     pilots = [row for row in rows if len(row.runs) == 1]
     runs = [record for row in rows for record in row.runs.values()]
@@ -139,7 +138,7 @@ def section(name: str, this: studies.Study, rows: list[tables.Row],
         parts += ["Published elsewhere, from scratch, as told there:", table]
     if this.by_class and (by_class := tables.class_table(several)):
         parts += ["By class, percent:", by_class]
-    parts += [f"![{told}.]({path})" for path, told in pictures.items()]
+    parts += [f"![{told}.]({path})" for path, told in shown.items()]
     again = f" Once more: `python -m stn_cifar study {name}`." if name in studies.STUDIES else ""
     parts.append(f"{len(runs)} runs, in [{name}/]({name}/): {tables.plain(machines)}; "
                  f"{tables.plain(precisions)}; threads: {threads or 'not recorded'}.{again}")

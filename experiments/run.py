@@ -8,7 +8,8 @@ from stn_cifar import Config, Split, diagnostics, distortions, evaluate, experim
 from stn_cifar.console import say
 from stn_cifar.training.precision import resolve
 
-from . import records, studies
+from . import records, studies, suites
+from .study import Study
 
 ANGLE_IMAGES = 1000  # test images, turned by each of a study's angles
 DONE, BUSY, STOPPED = "done", "busy", "stopped"  # what becomes of a run
@@ -32,7 +33,7 @@ def run_study(name: str, results: Path = records.RESULTS, shard: str = "1/1",
     return True
 
 
-def run_one(this: studies.Study, name: str, run: tuple[str, int, int], results: Path,
+def run_one(this: Study, name: str, run: tuple[str, int, int], results: Path,
             checkpoint_dir: Path | None = None, **overrides) -> tuple[str, str]:
     """Make the record of one run, (arm, epochs, seed), of `this`; what became of it, and in words.
 
@@ -63,7 +64,7 @@ def run_one(this: studies.Study, name: str, run: tuple[str, int, int], results: 
         return DONE, f"{record['test']['accuracy']:.1%}, {seconds:.0f} s of training: {path}"
 
 
-def _find(this: studies.Study, folder: Path, identity: frozenset, seed: int) -> Path | None:
+def _find(this: Study, folder: Path, identity: frozenset, seed: int) -> Path | None:
     """The record of this run in `folder`, under whatever name; what is no record is told.
 
     One that lacks what `this` tests besides is of a run that was ended before it: it is made again,
@@ -82,7 +83,7 @@ def _find(this: studies.Study, folder: Path, identity: frozenset, seed: int) -> 
     return None
 
 
-def more_tests(this: studies.Study, model, config: Config) -> dict:
+def more_tests(this: Study, model, config: Config) -> dict:
     """What the study asks of a trained model besides: accuracy on suites, and against the angle."""
     if not (this.suites or this.angles):
         return {}
@@ -90,7 +91,7 @@ def more_tests(this: studies.Study, model, config: Config) -> dict:
     if this.suites:
         measured["suites"] = {}
         for name in this.suites:
-            images, theta = distortions.suite(test.images, studies.FILTERED.get(name, name))
+            images, theta = distortions.suite(test.images, suites.FILTERED.get(name, name))
             measured["suites"][name] = evaluate(model, Split(images, test.labels, theta)).accuracy
     if this.angles:
         few = test[:ANGLE_IMAGES]

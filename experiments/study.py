@@ -21,12 +21,10 @@ class Study:
     # arms that the others are compared with; None: the first one, (): the arms are only listed
     compare_with: tuple[str, ...] | None = None
     by_class: bool = False  # a table of accuracies by class besides
-    # distortions, or keys of FILTERED, by whose frozen suites every model is tested besides
+    # distortions, or keys of suites.FILTERED, by whose frozen suites every model is tested besides
     suites: tuple[str, ...] = ()
     angles: tuple[int, ...] = ()  # degrees by which all test pictures are turned alike, besides
     protocol: str = ""  # what a reader must know besides preset, budgets and seeds
-    # what its models make of images, as drawn by a command: a file in images/ -> what it shows
-    pictures: dict[str, str] = field(default_factory=dict)
     # what others report, as they do: one row of published.COLUMNS each
     published: tuple[tuple[str, ...], ...] = ()
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from .intervals import difference, mean_std
 from .records import identity_of
-from .studies import FILTERED, Study
+from .study import Study
+from .suites import FILTERED
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -231,7 +232,7 @@ def flip_cells(this: Study, row: Row) -> dict[str, str]:
     known = None not in mflop and all(flip(record) is not None for record in row.runs.values())
     cells = {"flip TTA": Column("", flip).cell(row) if known else "-",
              "MFLOP, flip TTA": f"{mflop[0]:.0f}" if known else "-"}
-    for control in () if this.choice else this.controls:
+    for control in this.controls:
         runs = row.controls.get(control)
         as_much = known and runs and mflop[0] <= next(iter(runs.values()))["mflop"]
         cells[f"flip TTA, points above that of {control}"] = (
@@ -255,7 +256,8 @@ def study_tables(this: Study, rows: list[Row], among: list[Row] | None = None) -
         line |= {key: row.first[key] for key in varying}
     several = len({row.epochs for row in rows}) > 1
     parts = [_table(cells, [*main_cells(this, rows[0]), *varying])]
-    further = [SHARE, *flip_cells(this, rows[0]), *_titles(FURTHER)]
+    # accuracies on test images, which no choice may see
+    further = [] if this.choice else [SHARE, *flip_cells(this, rows[0]), *_titles(FURTHER)]
     for title, group in (("The same models, tested otherwise:", further),
                          ("What the transformer does to the test images:", _titles(TRANSFORMER))):
         told = [line for line in cells if any(line[name] != "-" for name in group)]

@@ -14,9 +14,11 @@ from made_up import SMALL, posed, record
 from matplotlib.colors import same_color
 from scipy import stats
 
-from experiments import figures, intervals, records, report, tables
-from experiments.studies import STUDIES, Study
+from experiments import figures, intervals, pictures, records, report, tables
+from experiments.studies import STUDIES
+from experiments.study import Study
 from stn_cifar import Config, presets
+from stn_cifar import __main__ as cli
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -106,8 +108,12 @@ def test_differences_are_paired_by_seed_within_a_budget():
 def test_a_choice_is_made_on_validation_images():
     this = Study("Which?", "tutorial", {"with": {}, "without": dict(stn=False)}, epochs=(2,),
                  choice=True)
-    row = rows_of(table_of(made({"with": [0.5]}, this), this))[0]
+    found = made({"with": [0.5]}, this, tta=dict(true_pose=0.77), **posed(counts=[1]))
+    row = rows_of(table_of(found, this))[0]
     assert row["validation accuracy"] == "40.0 %" and "test accuracy" not in row  # see made_up
+    for study, told in ((this, False), (replace(this, choice=False), True)):
+        text = tables.study_tables(study, tables.rows_of(study, found))
+        assert ("77.0 %" in text) == told and "What the transformer does" in text
 
 
 def test_arms_may_be_compared_with_several_or_with_none():
@@ -205,13 +211,12 @@ def test_flip_tta_is_compared_with_a_single_view_at_no_more_arithmetic():
     this = Study("?", "taught", STUDIES["arms"].arms)
     control, arm = list(this.arms)[:2]
 
-    def cells(mflop=12.3, last=0.8, choice=False, **more):
+    def cells(mflop=12.3, last=0.8, **more):
         found = [record(this, control, 4, seed, accuracy=0.5, mflop=13.0, **more)
                  for seed in range(2)]
         found += [record(this, arm, 4, seed, accuracy=0.6, tta=dict(mirrored=flip),
                          mirrored_mflop=mflop) for seed, flip in enumerate((0.7, last))]
-        study = replace(this, choice=choice)
-        alone, flipped = (tables.cells_of(study, row) for row in tables.rows_of(study, found))
+        alone, flipped = (tables.cells_of(this, row) for row in tables.rows_of(this, found))
         assert alone["flip TTA"] == "-" or more
         return flipped
 
@@ -225,7 +230,6 @@ def test_flip_tta_is_compared_with_a_single_view_at_no_more_arithmetic():
     assert above(cells(mflop=13.1)) == ["-", "-"]
     both = cells(tta=dict(mirrored=0.6), mirrored_mflop=26.0)
     assert above(both) == [f"+15.0 ± {half:.1f}", f"+25.0 ± {half:.1f}"]
-    assert not any("TTA, points" in column for column in cells(choice=True))  # it is on test
     for partly in (cells(last=None), cells(mflop=None)):  # not all of its runs have it
         assert {partly["flip TTA"], partly["MFLOP, flip TTA"], *above(partly)} == {"-"}
 
@@ -251,12 +255,26 @@ def test_what_is_published_elsewhere_stands_below_with_its_source():
     assert len(STUDIES["presets"].published) > 4
 
 
-@pytest.mark.parametrize("name", [name for name, this in STUDIES.items() if this.pictures])
+@pytest.mark.parametrize("name", pictures.PICTURES)
 def test_a_studys_pictures_are_there_and_shown(name):
     page = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
-    for file, told in STUDIES[name].pictures.items():
+    for file, told in pictures.captions(name, STUDIES[name]).items():
         assert (ROOT / "images" / file).is_file()
         assert f"![{told}.](../images/{file})" in page
+
+
+@pytest.mark.parametrize("name", pictures.PICTURES)
+def test_the_command_under_a_picture_makes_the_config_of_its_arms_records(name, monkeypatch):
+    run = {}
+    monkeypatch.setattr(cli, "train", lambda **given: run.update(given))
+    for picture in pictures.PICTURES[name]:
+        cli.main(pictures.command(STUDIES[name], picture.arm).split())
+        fields = {key: value for key, value in run.items()
+                  if key not in ("preset", "results", "images", "checkpoint_dir")}
+        config = Config.preset(run["preset"], **fields)
+        made = (records.read(path) for path in (ROOT / "results" / name).glob("*-s0.json"))
+        assert records.identity(config.to_dict()) in [
+            records.identity_of(record) for record in made if record["arm"] == picture.arm]
 
 
 def test_figures_show_the_longest_budget_that_has_several_seeds():

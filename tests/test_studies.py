@@ -11,7 +11,8 @@ import torch
 
 from experiments import records, run, tables
 from experiments.__main__ import main
-from experiments.studies import STUDIES, Study
+from experiments.studies import STUDIES
+from experiments.study import Study
 from stn_cifar import Config, Data, Split, build_model, presets
 
 ROOT = Path(__file__).resolve().parents[1]
