@@ -115,10 +115,10 @@ POSE_STUDIES = {
             "p4 CNN": CNN,
             "pose-supervised STN before a p4 CNN, modulo 90°":
                 dict(localization="p4_mod90", pose_bins=12, localization_width=4.0),
-            "p4 CNN, half the width": dict(CNN, width=0.5, epochs=(20,)),
+            "p4 CNN, half the width": dict(CNN, width=0.5, epochs=(30,)),
             "pose-supervised STN before a p4 CNN, modulo 90°, half the width":
                 dict(localization="p4_mod90", pose_bins=12, localization_width=0.9, width=0.5,
-                     epochs=(20,)),
+                     epochs=(30,)),
         }),
     "arms": Study(
         "Which part of the pose-supervised spatial transformer makes the difference?",
