@@ -97,9 +97,9 @@ class Column:
     digits: int = 1
 
     def cell(self, row: Row) -> str:
-        """A dash where no run has it."""
+        """A dash where not every run has it: each cell is of the n runs that its row counts."""
         values = [self.of(record) for record in row.runs.values()]
-        known = [self.factor * value for value in values if value is not None]
+        known = [] if None in values else [self.factor * value for value in values]
         return mean_std(known, self.unit, self.digits)
 
 

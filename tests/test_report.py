@@ -176,6 +176,16 @@ def test_what_a_transformer_leaves_of_a_pose_is_told_of_transformers_only():
     assert "| top-2 poses |" in text and "mean of 8 angles" not in text  # no column of dashes
 
 
+def test_a_cell_is_of_as_many_runs_as_its_row_counts():
+    """A measurement that a younger record alone has would stand there as if all had it."""
+    found = made({"with": (0.4, 0.5)}, tta={"rotated_2": 0.4})
+    (row,) = tables.rows_of(SMALL, found)
+    assert tables.cells_of(SMALL, row)["2 rotated views"] == "40.0 ± 0.0 %"
+    del found[1]["tta"]
+    assert tables.cells_of(SMALL, row)["2 rotated views"] == "-"
+    assert "2 rotated views" not in table_of(found)
+
+
 @given(st.lists(st.integers(0, 50), min_size=36, max_size=36).filter(any))
 def test_the_share_modulo_90_is_counted_from_the_bins(counts):
     found = record(STUDIES["rotation"], "pose-supervised STN", 8, **posed(counts=counts))
