@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from . import __version__, diagnostics, distortions, experiment, plots
-from .config import AS_PRESET, PRESETS, Config
+from .config import PRESETS, Config
 from .console import say
 from .data import DataError, load_data
 from .data.dataset import NAMES
@@ -247,7 +247,7 @@ def _add_fields(sub: argparse.ArgumentParser) -> None:
         optional = isinstance(hints[field.name], types.UnionType)
         kind = typing.get_args(hints[field.name])[0] if optional else hints[field.name]
         text = field.metadata["help"].replace("%", "%%")
-        options = dict(default=AS_PRESET)
+        options = dict(default=argparse.SUPPRESS)
         if kind is bool:
             options |= dict(action=argparse.BooleanOptionalAction, help=text)
         else:

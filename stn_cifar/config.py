@@ -25,7 +25,6 @@ from .transforms import FAMILIES
 TRANSFORMER_ONLY = ("localization", "localization_width", "localization_lr_scale", "pose_bins",
                     "iterations", "outside_weight", "identity_weight", "scale_weight", "max_scale",
                     "pose_weight", "teacher_forcing", "extra_losses")
-AS_PRESET = object()  # an override that leaves the preset's value in force
 
 
 def _group(group):
@@ -167,7 +166,7 @@ class Config:
 
     @classmethod
     def preset(cls, name, /, **overrides):
-        """The preset `name` with `overrides`; one of AS_PRESET leaves the preset's value in force.
+        """The preset `name` with `overrides`.
 
         With stn=False, what concerns the transformer alone falls away unless it is named.
         """
@@ -180,7 +179,6 @@ class Config:
         for name in changes:
             if name not in DEFAULTS:
                 raise ValueError(f"{name}: no such field in Config{did_you_mean(name, DEFAULTS)}")
-        changes = {key: value for key, value in changes.items() if value is not AS_PRESET}
         if "stn" in changes and not changes["stn"]:
             changes = {key: DEFAULTS[key] for key in TRANSFORMER_ONLY} | changes
         return dataclasses.replace(self, **changes)
