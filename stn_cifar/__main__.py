@@ -16,9 +16,10 @@ from .console import say
 from .data import DataError, load_data
 from .data.dataset import NAMES
 from .files import check_writable, typed_path, write_whole
+from .stn import build_model
 from .training.checkpoints import CheckpointError, find_checkpoint, model_of
 from .training.evaluation import evaluate
-from .training.loop import NonFiniteLoss
+from .training.loop import NonFiniteLoss, fit, for_data
 
 EXAMPLES = """examples:
   python -m stn_cifar train                                  the experiment: CIFAR-10, 50 epochs
@@ -61,13 +62,11 @@ def train(preset: str, results: Path, images: Path, checkpoint_dir: Path | None,
         checkpoint_dir = Path("checkpoints", f"{label}-{time.strftime('%Y%m%d-%H%M%S')}")
     for folder in (results, images, checkpoint_dir):  # before hours of training, not after
         check_writable(folder)
-    films = []
-
-    def watch(model, data):
-        films.append(plots.Film(model, data))
-        return films[0]
-
-    model, data, record = experiment.run(config, checkpoint_dir, watch, data)
+    config = for_data(config, data)
+    model = build_model(config, data)
+    film = plots.Film(model, data)
+    record = experiment.record(config, data, model,
+                               fit(model, data, config, checkpoint_dir, film))
     test = record["test"]
     say(f"test accuracy {test['accuracy']:.1%} on {test['images']:,} images of {data.name}; train "
         f"{record['train']['accuracy']:.1%} (dropout off); {record['parameters']:,} parameters; "
@@ -75,7 +74,6 @@ def train(preset: str, results: Path, images: Path, checkpoint_dir: Path | None,
     name = label if record["finished"] else f"{label}-stopped"  # takes no finished run's place
     say(f"record: {write_whole(results / f'{name}.json', experiment.to_json(record))}")
     say(f"model: {checkpoint_dir} (python -m stn_cifar evaluate --checkpoint {checkpoint_dir})")
-    film, = films
     film(model, record["history"])  # of a run that was complete before: the one frame to be had
     draw = _figures(model, data, record["test"]["confusion"])
     draw["curves"] = lambda title: plots.curves(record["history"], title,

@@ -33,19 +33,18 @@ OPENMP = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # how its threads wait
 VIEWS = (2, 4)  # poses, or turns, of test-time augmentation where a pose is known
 
 
-def run(config: Config, checkpoint_dir=None, watch=None, data: Data | None = None,
-        ) -> tuple[STNClassifier, Data, dict]:
+def run(config: Config, checkpoint_dir=None,
+        data: Data | None = None) -> tuple[STNClassifier, Data, dict]:
     """One experiment from start to end: the trained model, its data, and the record of it.
 
-    The test accuracy is measured once, after the last epoch. watch(model, data), with the untrained
-    model, gives an `on_epoch_end` for `fit`.
+    The test accuracy is measured once, after the last epoch.
     """
     data = load_data(config) if data is None else data
     if data.test is None:
         raise ValueError(f"data: {data.name} has no test split, which is measured at the end")
     config = for_data(config, data)
     model = build_model(config, data)
-    history = fit(model, data, config, checkpoint_dir, watch and watch(model, data))
+    history = fit(model, data, config, checkpoint_dir)
     return model, data, record(config, data, model, history)
 
 

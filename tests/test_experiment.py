@@ -78,17 +78,6 @@ def test_a_run_is_build_fit_and_measurement(run, small):
     assert sum(record["pose_recovery"]["histogram"]) == 60
 
 
-def test_a_run_is_watched_from_the_untrained_model_on(small):
-    seen = []
-
-    def watch(model, data):
-        assert data is small and not any(p.grad is not None for p in model.parameters())
-        return lambda model, history: seen.append(len(history))
-
-    experiment.run(config(), watch=watch, data=small)
-    assert seen == [1, 2]
-
-
 def test_a_run_that_was_stopped_is_not_called_finished(run, small):
     model, _, record = run
     for epochs, done in ((3, 2), (2, 1), (2, 0)):
@@ -162,7 +151,7 @@ def test_taught_trains_on_images_in_known_poses_and_the_record_says_without_dist
 
 def test_data_without_a_test_split_is_told_before_training(glyph_data):
     with pytest.raises(ValueError, match=r"^data: .*test"):
-        experiment.run(config(), data=Data(glyph_data.train), watch=lambda *_: 1 / 0)
+        experiment.run(config(), data=Data(glyph_data.train))
 
 
 # ---- numbers that are not finite -----------------------------------------------------------------

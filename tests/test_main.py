@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from stn_cifar import Config, Data, Split, build_model, distortions, experiment, fit
+from stn_cifar import Config, Data, Split, build_model, distortions, fit
 from stn_cifar import __main__ as command_line
 from stn_cifar.__main__ import main, run_label
 from stn_cifar.data import DataError, glyphs
@@ -249,11 +249,11 @@ def no_training(monkeypatch):
     """The configs that `train` would have run."""
     configs = []
 
-    def run(config, *_):
+    def build(config, *_):
         configs.append(config)
         raise ValueError("stopped here")
 
-    monkeypatch.setattr(experiment, "run", run)
+    monkeypatch.setattr(command_line, "build_model", build)
     split = Split(torch.zeros(10, 3, 32, 32, dtype=torch.uint8), torch.arange(10))
     monkeypatch.setattr(command_line, "load_data", lambda config: Data(split, None, split))
     return configs
