@@ -95,8 +95,8 @@ def save_checkpoint(folder: str | os.PathLike, model, optimizer, history, config
     return path
 
 
-def read_checkpoint(path: str | os.PathLike, device: torch.device | str = "cpu") -> dict:
-    """The content of one checkpoint, and its `path`; tensors on `device`.
+def read_checkpoint(path: str | os.PathLike) -> dict:
+    """The content of one checkpoint, and its `path`; tensors on the CPU.
 
     CheckpointError where it was damaged, or is of another schema. No code in it can run.
     """
@@ -111,7 +111,7 @@ def read_checkpoint(path: str | os.PathLike, device: torch.device | str = "cpu")
                 if damaged := archive.testzip():
                     raise ValueError(f"damaged: {damaged} is not as its checksum says")
             file.seek(0)
-            content = torch.load(file, map_location=device, weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)
         if "schema" not in content:
             raise ValueError("not written by fit: it holds no schema")
         if (schema := content["schema"]) != SCHEMA:
@@ -129,7 +129,7 @@ def read_checkpoint(path: str | os.PathLike, device: torch.device | str = "cpu")
     return content | dict(path=path)
 
 
-def newest_checkpoint(folder: str | os.PathLike, device: torch.device | str = "cpu") -> dict | None:
+def newest_checkpoint(folder: str | os.PathLike) -> dict | None:
     """The content of the newest good checkpoint in `folder`; None where it holds none at all.
 
     A bad one is named in a warning and passed over for the one before. None good, or a folder that
@@ -138,7 +138,7 @@ def newest_checkpoint(folder: str | os.PathLike, device: torch.device | str = "c
     problems = []
     for epoch, path in _numbered(typed_path(folder)):
         try:
-            content = read_checkpoint(path, device)
+            content = read_checkpoint(path)
             if (inside := len(content["history"])) != epoch:
                 raise CheckpointError(f"{path}: holds epoch {inside}, not that of its name")
         except CheckpointError as error:
