@@ -204,8 +204,8 @@ def apply(images, params):
             grid = grid * (2 / radius - 1).clamp_min(0)
         warped = sample(images, grid, "reflection", row.interpolation, row.supersample)
     if row.disc:
-        colour = _outside(images.shape[1], images.device).to(warped.dtype)
-        warped = torch.where(_disc(size, images.device), warped, colour)
+        colour = outside_colour(images.shape[1], images.device) / 255
+        warped = torch.where(_disc(size, images.device), warped, colour.to(warped.dtype))
     if row.clutter:
         # the share of each pixel that the picture covers: a ramp, so no rounding moves its edge
         cover = ((1 - grid.abs()) * images.shape[-1] / 2 + 0.5).clamp(0, 1).prod(dim=-1)
@@ -225,14 +225,10 @@ def _disc(size, device):
 
 
 @constant
-def _outside(channels, device):
-    """`outside_colour` in [0, 1], (channels, 1, 1)."""
-    return torch.tensor(outside_colour(channels), device=device).view(-1, 1, 1) / 255
-
-
-def outside_colour(channels):
-    """Grey levels of what is no part of the picture: CIFAR-10's mean, or a middle grey."""
-    return OUTSIDE if channels == len(OUTSIDE) else (128,) * channels
+def outside_colour(channels, device):
+    """Grey levels (channels, 1, 1) of what is no picture: CIFAR-10's mean, or a middle grey."""
+    levels = OUTSIDE if channels == len(OUTSIDE) else (128,) * channels
+    return torch.tensor(levels, device=device).view(-1, 1, 1)
 
 
 def _patchwork(images, patches, size):

@@ -56,20 +56,19 @@ def apply(images: Tensor, params: Tensor) -> Tensor:
 
 
 def cut_out(images: Tensor, params: Tensor, cutout: int) -> Tensor:
-    """`images` (B, C, S, S), uint8 or in [0, 1], with the holes of `params`, made in place.
+    """`images` (B, C, S, S), uint8 or in [0, 1], with the holes of `params`.
 
     cutout: their side, pixels; they have the mean colour.
     Distorted pictures get theirs last: a hole that turns along with the picture tells, by its
     sides, how the picture was turned, and a pose-supervised transformer learns to read nothing
     else (study `rotation-strong`: at chance on pictures without a hole).
     """
-    if cutout:
-        pixels = torch.arange(images.shape[-1], device=images.device)
-        inside = pixels - params[:, HOLE, None]  # (B, 2, S): how far from the hole's corner
-        inside = (inside >= 0) & (inside < cutout)
-        hole = inside[:, 0, :, None] & inside[:, 1, None, :]  # (B, S, S)
-        scale = 1 if images.dtype == torch.uint8 else 255
-        colours = outside_colour(images.shape[1])
-        for channel, colour in zip(images.unbind(1), colours, strict=True):
-            channel.masked_fill_(hole, colour / scale)
-    return images
+    if not cutout:
+        return images
+    pixels = torch.arange(images.shape[-1], device=images.device)
+    inside = pixels - params[:, HOLE, None]  # (B, 2, S): how far from the hole's corner
+    inside = (inside >= 0) & (inside < cutout)
+    hole = inside[:, :1, :, None] & inside[:, 1:, None, :]  # (B, 1, S, S)
+    colour = outside_colour(images.shape[1], images.device)
+    colour = colour if images.dtype == torch.uint8 else colour / 255
+    return torch.where(hole, colour.to(images.dtype), images)
