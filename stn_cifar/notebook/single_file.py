@@ -11,8 +11,8 @@ import re
 import zipfile
 from pathlib import Path
 
+from .. import __version__
 from ..files import write_whole
-from ..version import __version__
 
 PACKAGE = Path(__file__).resolve().parents[1]
 NOTEBOOK = PACKAGE.parent / "notebooks" / "stn_cifar10.ipynb"
