@@ -15,7 +15,7 @@ from .p4 import P4BatchNorm2d, P4Conv2d, split_turns
 
 
 def feature_size(features, channels, size, p4=False):
-    """Length of `features`' flat output for one picture, p4: for each of its four turns.
+    """Length of `features`' output for one picture, or its channels; p4: for each quarter turn.
 
     ValueError where the picture is too small, or a p4 network would not be equivariant on it.
     """
@@ -110,9 +110,7 @@ class PooledClassifier(nn.Module):
     def __init__(self, features, pool, channels, size, num_classes, p4=False, bias=True, scale=1):
         super().__init__()
         self.features, self.pool, self.p4, self.scale = features, pool, p4, scale
-        pooled = nn.Sequential(features, nn.AdaptiveMaxPool2d(1), nn.Flatten())
-        inputs = feature_size(pooled, channels, size, p4)
-        self.head = nn.Linear(inputs, num_classes, bias=bias)
+        self.head = nn.Linear(feature_size(features, channels, size, p4), num_classes, bias=bias)
 
     def forward(self, images):
         pooled = self.pool(self.features(images))
@@ -139,7 +137,7 @@ def separable_classifier(channels, size, num_classes, width):
     """Residual depthwise-separable blocks, at the size of the picture, a half and a quarter."""
     a, b, c = (max(1, round(width * n)) for n in (24, 48, 77))
     features = separable_features(convolution(channels, a), ((a, 1, 3), (b, 3, 5), (c, 2, 5)))
-    return PooledClassifier(features, spatial_mean(), channels, size, num_classes)
+    return PooledClassifier(features, spatial_mean, channels, size, num_classes)
 
 
 def separable_p4_classifier(channels, size, num_classes, width):
@@ -150,12 +148,12 @@ def separable_p4_classifier(channels, size, num_classes, width):
     a, b, c = (max(1, round(width * n / 4)) for n in (32, 64, 128))
     stem = convolution(channels, a, p4=True, first=True, kernel=4, stride=2)
     features = separable_features(stem, ((a, 2, 3), (b, 2, 3), (c, 1, 3)), p4=True)
-    return PooledClassifier(features, spatial_mean(), channels, size, num_classes, p4=True)
+    return PooledClassifier(features, spatial_mean, channels, size, num_classes, p4=True)
 
 
-def spatial_mean():
-    """(B, C, H, W) -> (B, C)."""
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+def spatial_mean(maps):
+    """Mean of each channel."""
+    return maps.mean(dim=(2, 3))
 
 
 def strong_classifier(channels, size, num_classes, width, p4=False):
