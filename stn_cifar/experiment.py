@@ -3,7 +3,6 @@
 import datetime
 import hashlib
 import json
-import math
 import os
 import platform
 from importlib.metadata import version
@@ -143,15 +142,8 @@ def _processor() -> str:
 
 def to_json(record: dict) -> str:
     """`record` as JSON; numbers that are not finite become null."""
-    return json.dumps(_finite(record), indent=1, allow_nan=False) + "\n"
-
-
-def _finite(value):
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    finite = json.loads(json.dumps(record), parse_constant=lambda constant: None)
+    return json.dumps(finite, indent=1, allow_nan=False) + "\n"
 
 
 def digest(text: str) -> str:
