@@ -177,8 +177,7 @@ def train_epoch(step, epoch, config, progress):
             f"the loss became {losses[number].item()} in epoch {epoch}, step {number + 1} of "
             f"{len(losses)}; try a lower learning_rate (now {config.learning_rate}) or "
             f"localization_lr_scale (now {config.localization_lr_scale})")
-    sizes = torch.full_like(losses, config.batch_size)
-    sizes[-1] = len(order) - config.batch_size * (len(losses) - 1)
+    sizes = losses.new_tensor([len(index) for index in batches])
     return ((losses * sizes).sum() / len(order)).item(), correct.item() / len(order)
 
 
