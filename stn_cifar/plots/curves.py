@@ -52,9 +52,8 @@ def curves(history: list[dict], title: str, test_accuracy: float | None = None) 
                         "augmentation on: it may lie below the test.")
     loss, accuracy = fig.subplots(1, 2)
     epochs = [row["epoch"] for row in history]
-    for split, style in (("training", dict(color=BLUE)),
-                         ("validation", dict(color=ORANGE, linestyle="--"))):
-        name = dict(training="train", validation="val")[split]
+    for name, split, style in (("train", "training", dict(color=BLUE)),
+                               ("val", "validation", dict(color=ORANGE, linestyle="--"))):
         if history and f"{name}_loss" in history[0]:
             for ax, quantity in ((loss, "loss"), (accuracy, "accuracy")):
                 ax.plot(epochs, _column(history, f"{name}_{quantity}"), marker=".", label=split,
