@@ -3,6 +3,7 @@
 import contextlib
 import os
 import secrets
+import tempfile
 from pathlib import Path
 
 
@@ -52,8 +53,7 @@ def check_writable(folder: Path) -> None:
     """Make `folder` where it is missing; OSError, with its path, where nothing can be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / ".writable", "")
-        (folder / ".writable").unlink()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise OSError(f"{folder}: cannot be written to ({error.strerror or error}); name another "
                       "folder") from error
