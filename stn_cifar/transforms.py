@@ -29,7 +29,8 @@ from functools import wraps
 import torch
 
 TPS_POINTS = 4  # control points along each side: 4 x 4 by default
-# bound on the two perspective terms: keeps the horizon outside the picture (denominator >= 0.1)
+# bound on the two perspective terms g, h: keeps the horizon outside the picture, where the
+# denominator g x + h y + 1 is at least 0.1
 MAX_TILT = 0.45
 SIMILARITY = ("angle", "log_scale", "shift_x", "shift_y")
 KEPT = 32  # constants of each kind: images of many sizes would fill the memory
@@ -78,8 +79,7 @@ class Family:
 def _similarity(*given):
     """params -> [[s cos, -s sin, t_x], [s sin, s cos, t_y]]; what is not `given` is as upright.
 
-    given: what the params are, in this order: "angle" (radians), "log_scale" (log s), "shift_x" and
-    "shift_y" (t, half-widths). Without an angle it is the paper's equation 3.
+    given: what the params are, in the order of SIMILARITY.
     """
     def theta(params):
         known = dict(zip(given, params.unbind(1), strict=True))
@@ -91,25 +91,18 @@ def _similarity(*given):
 
 
 def _affine(params):
-    """[[a, b, c], [d, e, f]], the paper's equation 1; params: the six entries, row by row."""
+    """[[a, b, c], [d, e, f]], the paper's equation 1."""
     return params.reshape(-1, 2, 3)
 
 
 def _projective(params):
-    """[[a, b, c], [d, e, f], [g, h, 1]]; params: a to f as in affine, then the two tilts.
-
-    tanh bounds these to |g|, |h| < 0.45. The denominator g x + h y + 1 then stays above 0.1
-    inside the picture, whatever the parameters.
-    """
+    """[[a, b, c], [d, e, f], [g, h, 1]], whatever the parameters with the horizon outside."""
     tilt = MAX_TILT * params[:, 6:].tanh()
     return torch.cat([params[:, :6], tilt, torch.ones_like(tilt[:, :1])], dim=1).reshape(-1, 3, 3)
 
 
 def _tps(params):
-    """Where each of the K control points is sampled, (B, K, 2).
-
-    params: its displacement (x, y) in half-widths.
-    """
+    """Where each of the K control points is sampled, (B, K, 2)."""
     displacement = params.reshape(params.shape[0], -1, 2)
     return control_points(TPS_POINTS, params.dtype, params.device) + displacement
 
