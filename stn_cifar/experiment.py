@@ -78,7 +78,6 @@ def record(config: Config, data: Data, model: STNClassifier, history: list[dict]
         training_seconds=sum(row["seconds"] for row in history),
         test=dict(accuracy=test.accuracy, loss=test.loss, images=len(data.test),
                   classes=list(data.classes), confusion=test.confusion.tolist()),
-        # dropout off
         train=dict(accuracy=train.accuracy, loss=train.loss, images=len(train_split)),
         statistics=diagnostics.summary(measured),
         history=history,
