@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from functools import wraps
 
 import torch
+import torch.nn.functional as F
 
 TPS_POINTS = 4  # control points along each side: 4 x 4 by default
 # bound on the two perspective terms g, h: keeps the horizon outside the picture, where the
@@ -204,14 +205,12 @@ def _tps_weights(side, height, width, dtype, device):
     """
     points = control_points(side)
     count = len(points)
-    ones = torch.ones(count, 1, dtype=torch.float64)
     system = torch.zeros(count + 3, count + 3, dtype=torch.float64)
     system[:count, :count] = _tps_kernel(points, points)
-    system[:count, count:] = torch.cat([ones, points], dim=1)
+    system[:count, count:] = F.pad(points, (1, 0), value=1)
     system[count:, :count] = system[:count, count:].T
     pixels = _output_points(height, width, torch.float64, torch.device("cpu"))[:, :2]
-    ones = torch.ones(len(pixels), 1, dtype=torch.float64)
-    basis = torch.cat([_tps_kernel(pixels, points), ones, pixels], dim=1)
+    basis = torch.cat([_tps_kernel(pixels, points), F.pad(pixels, (1, 0), value=1)], dim=1)
     return torch.linalg.solve(system, basis, left=False)[:, :count].to(device, dtype)
 
 
