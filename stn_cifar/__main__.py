@@ -168,7 +168,7 @@ def notebook(out: Path) -> None:
     from .notebook import single_file
     single_file.write(out)
     say(f"{out}: {out.stat().st_size / 1e3:,.0f} kB; needs nothing beside it but Python with "
-        "torch, torchvision, matplotlib and tqdm")
+        "torch, matplotlib and tqdm")
 
 
 def export_suite(distortion: str, out: Path, data_root: str | None) -> None:

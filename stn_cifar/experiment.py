@@ -27,7 +27,7 @@ from .training.evaluation import (
 )
 from .training.loop import fit, for_data
 
-LIBRARIES = ("torch", "torchvision", "numpy", "matplotlib")
+LIBRARIES = ("torch", "numpy", "matplotlib")
 OPENMP = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # how its threads wait
 VIEWS = (2, 4)  # poses, or turns, of test-time augmentation where a pose is known
 

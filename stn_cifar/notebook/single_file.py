@@ -39,7 +39,7 @@ NAME = "{name}"
 PACKED = """
 {packed}
 """
-needed = ("torch", "torchvision", "matplotlib", "tqdm")
+needed = ("torch", "matplotlib", "tqdm")
 if missing := [name for name in needed if not importlib.util.find_spec(name)]:
     raise ImportError(f"run %pip install {{' '.join(missing)}} in a cell, then this cell again")
 if not any(NAME in place for place in sys.path):
