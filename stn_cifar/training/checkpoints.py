@@ -72,13 +72,12 @@ def claim(folder: str | os.PathLike):
         yield folder
 
 
-def save_checkpoint(folder: str | os.PathLike, model, optimizer, history, config, **more) -> Path:
+def save_checkpoint(folder: Path, model, optimizer, history, config, **more) -> Path:
     """Write the state after the epoch `len(history)` to `folder`, whole or not at all; its path.
 
     more: numbers, text, lists and dicts of them, to keep along. OSError where the folder is full,
     gone or forbidden.
     """
-    folder = typed_path(folder)
     path = folder / f"epoch-{len(history):05}.pt"
     content = dict(schema=SCHEMA, config=config.to_dict(), model=model.state_dict(),
                    optimizer=optimizer.state_dict(), history=list(history),
