@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from stn_cifar.console import say
-from stn_cifar.files import check_writable, typed_path
+from stn_cifar.files import check_writable, path_argument
 
 from . import cluster
 from .bench import run as benchmarks
@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     def place(sub, flag, help, default=None):
-        sub.add_argument(flag, type=typed_path, help=help, default=default)
+        sub.add_argument(flag, type=path_argument, help=help, default=default)
 
     sub = add(study, "run many experiments that answer one question")
     sub.add_argument("name", help="which; an unknown name lists them")

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import importlib
+import shlex
 import sys
 import time
 import types
@@ -15,7 +16,7 @@ from .config import PRESETS, Config
 from .console import say
 from .data import DataError, load_data
 from .data.dataset import NAMES
-from .files import check_writable, typed_path, write_whole
+from .files import check_new, check_writable, path_argument, write_whole
 from .stn import build_model
 from .training.checkpoints import CheckpointError, find_checkpoint, model_of
 from .training.evaluation import evaluate
@@ -57,23 +58,27 @@ def train(preset: str, results: Path, images: Path, checkpoint_dir: Path | None,
     """Train, measure, write the record, the model and the figures, and say where they are."""
     config = Config.preset(preset, **overrides)
     data = load_data(config)
+    config = for_data(config, data)
     label = run_label(config, data.name)
     if checkpoint_dir is None:
         checkpoint_dir = Path("checkpoints", f"{label}-{time.strftime('%Y%m%d-%H%M%S')}")
     for folder in (results, images, checkpoint_dir):  # before hours of training, not after
         check_writable(folder)
-    config = for_data(config, data)
+    say(f"every epoch's end is kept in {checkpoint_dir}; --checkpoint-dir goes on from it")
     model = build_model(config, data)
     film = plots.Film(model, data)
-    record = experiment.record(config, data, model,
-                               fit(model, data, config, checkpoint_dir, film))
+    history = fit(model, data, config, checkpoint_dir, film)
+    if not history:  # stopped before there was anything to measure
+        return STOPPED
+    record = experiment.record(config, data, model, history)
     test = record["test"]
     say(f"test accuracy {test['accuracy']:.1%} on {test['images']:,} images of {data.name}; train "
         f"{record['train']['accuracy']:.1%} (dropout off); {record['parameters']:,} parameters; "
         f"{record['training_seconds']:.0f} s on {record['machine']}")
     name = label if record["finished"] else f"{label}-stopped"  # takes no finished run's place
     say(f"record: {write_whole(results / f'{name}.json', experiment.to_json(record))}")
-    say(f"model: {checkpoint_dir} (python -m stn_cifar evaluate --checkpoint {checkpoint_dir})")
+    say(f"model: {checkpoint_dir} (python -m stn_cifar evaluate --checkpoint "
+        f"{shlex.quote(str(checkpoint_dir))})")
     film(model, record["history"])  # of a run that was complete before: the one frame to be had
     draw = _figures(model, data, record["test"]["confusion"])
     draw["curves"] = lambda title: plots.curves(record["history"], title,
@@ -174,11 +179,12 @@ def notebook(out: Path) -> None:
 def export_suite(distortion: str, out: Path, data_root: str | None) -> None:
     """Write a frozen suite of distorted CIFAR-10 test images, with labels and poses, as .npz."""
     distortions.row_of(distortion)  # before a long download
+    check_new(out)
     test = load_data(Config(dataset="cifar10", data_root=data_root)).test
     content, digest = distortions.suite_file(test.images, test.labels, distortion)
     write_whole(out, content)
     say(f"{out}: {len(test):,} images, labels, theta (applied: distorted(p) = original(theta p)); "
-        f"SHA-256 of the pixels {digest}")
+        f"SHA-256 of all three, theta to five places, {digest}")
 
 
 def _experiments(argv: list[str]) -> int:
@@ -205,7 +211,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     def folder(sub, flag, help, **more):
-        sub.add_argument(flag, type=typed_path, help=help, **more)
+        sub.add_argument(flag, type=path_argument, help=help, **more)
 
     results = dict(default=Path("results"))
     images = dict(default=Path("images"))

@@ -234,6 +234,13 @@ Config.__doc__ = (Config.__doc__ or "") + "".join(  # help(Config) tells what --
     for f in dataclasses.fields(Config))
 
 
+def check_config(config):
+    """ValueError unless `config` is a Config."""
+    if not isinstance(config, Config):
+        raise ValueError(f"config: a {type(config).__name__}; must be a Config, such as "
+                         "Config.preset('tutorial')")
+
+
 # ---- checks of one value: the error names the field, the value, and the remedy -------------------
 
 

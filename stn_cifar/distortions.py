@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from .sampler import sample
+from .sampler import INTERPOLATIONS, sample
 from .transforms import FAMILIES, TPS_POINTS, constant, control_points
 
 # A pose's quantities, and their values where nothing is done. theta is [A | shift] with
@@ -51,7 +51,10 @@ SUITE_CHUNK = 500
 
 @dataclass(frozen=True)
 class Distortion:
-    """A row of the table. A changed copy, dataclasses.replace(row, ...), serves as a name does."""
+    """A row of the table. A changed copy, dataclasses.replace(row, ...), serves as a name does.
+
+    ValueError names a field that cannot be.
+    """
 
     name: str
     family: str  # the smallest transformer family that can undo it (elastic: nearly)
@@ -62,6 +65,25 @@ class Distortion:
     clutter: bool = False  # patches of other pictures outside
     supersample: int = 1
     interpolation: str = "bicubic"
+
+    def __post_init__(self):
+        for field, value, known in (("family", self.family, tuple(FAMILIES)),
+                                    ("interpolation", self.interpolation, INTERPOLATIONS)):
+            if value not in known:
+                raise ValueError(f"{field}: {value!r} is unknown; must be one of "
+                                 f"{', '.join(known)}")
+        # what theta's shape has no place for would be left out without a word
+        spline = self.family == "tps"
+        known = [key for key in UPRIGHT if (key == "bend") == spline
+                 and (self.family == "projective" or not key.startswith("tilt"))]
+        for key, (low, high) in self.ranges.items():
+            if key not in known:
+                raise ValueError(f"ranges: {key!r} is nothing that family={self.family!r} can be "
+                                 f"distorted by; must be one of {', '.join(known)}")
+            if not (-math.inf < low <= high < math.inf and (low > 0 or key not in LOG_UNIFORM)):
+                above = ", above 0" if key in LOG_UNIFORM else ""
+                raise ValueError(f"ranges: {key} from {low} to {high}; must be (low, high), "
+                                 f"finite{above}")
 
     def canvas_size(self, size):
         """Pixels along each side of the result, for pictures of `size` pixels."""
@@ -268,8 +290,8 @@ def suite(images, name):
 def suite_file(images, labels, name):
     """The frozen suite as the bytes of an .npz file (images, labels, theta), and its digest.
 
-    The digest is the SHA-256 of the pixels, labels and theta rounded to 1e-5: of what is in the
-    file, not of how it is packed.
+    The digest is the SHA-256 of the bytes of images, labels and (theta * 1e5).round(), one after
+    the other: of what is in the file, not of how it is packed.
     """
     pictures, theta = suite(images, name)
     arrays = dict(images=pictures.cpu().numpy(), labels=labels.cpu().numpy(),

@@ -25,7 +25,7 @@ from .training.evaluation import (
     true_pose,
     where_unsure,
 )
-from .training.loop import fit, for_data
+from .training.loop import check_size, fit, for_data
 
 LIBRARIES = ("torch", "numpy", "matplotlib")
 OPENMP = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # how its threads wait
@@ -43,6 +43,7 @@ def run(config: Config, checkpoint_dir=None,
         raise ValueError(f"data: {data.name} has no test split, which is measured at the end")
     config = for_data(config, data)
     model = build_model(config, data)
+    check_size("test", data.test, model)  # before hours of training, not after
     history = fit(model, data, config, checkpoint_dir)
     return model, data, record(config, data, model, history)
 

@@ -1,5 +1,6 @@
 """Paths that a person types, and files that are written whole or not at all."""
 
+import argparse
 import contextlib
 import os
 import secrets
@@ -21,6 +22,14 @@ def typed_path(value: str | os.PathLike) -> Path:
     if path.startswith("~") or ("$" in path and not os.path.exists(path)):
         raise ValueError(f"path: {value!r} names a user or a variable that is not known here")
     return Path(path)
+
+
+def path_argument(text: str) -> Path:
+    """`typed_path` for argparse, which would replace a ValueError's message by one of its own."""
+    try:
+        return typed_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def write_whole(path: str | os.PathLike, content: bytes | str) -> Path:
@@ -47,6 +56,12 @@ def write_whole(path: str | os.PathLike, content: bytes | str) -> Path:
         with contextlib.suppress(OSError):
             temporary.unlink()
     return path
+
+
+def check_new(path: Path) -> None:
+    """FileExistsError where there is something at `path`, which might be somebody's work."""
+    if os.path.lexists(path):
+        raise FileExistsError(f"{path}: is there already; name another file, or delete it first")
 
 
 def check_writable(folder: Path) -> None:

@@ -5,6 +5,7 @@ and pose_bins.py it needs nothing but torch.
 """
 
 from collections.abc import Sequence
+from numbers import Integral
 from operator import index
 from typing import NamedTuple
 
@@ -53,6 +54,8 @@ class SpatialTransformer(nn.Module):
                  interpolation: str = "bilinear", supersample: int = 1, iterations: int = 1,
                  pose_bins: PoseBins | None = None, initialize: bool = True):
         super().__init__()
+        if not isinstance(localization, nn.Module):
+            raise ValueError(f"localization: a {type(localization).__name__}; must be an nn.Module")
         for name, value, choices in (("transform", transform, transforms.FAMILIES),
                                      ("padding_mode", padding_mode, PADDING_MODES),
                                      ("interpolation", interpolation, INTERPOLATIONS)):
@@ -60,7 +63,7 @@ class SpatialTransformer(nn.Module):
                 raise ValueError(f"{name}: {value!r} is unknown; must be one of "
                                  f"{', '.join(map(repr, choices))}")
         check_iterations(iterations, transform, pose_bins)
-        if not isinstance(supersample, int) or supersample < 1:
+        if not isinstance(supersample, Integral) or supersample < 1:
             raise ValueError(f"supersample: {supersample}; must be an int, 1 or more")
         if not isinstance(pose_bins, PoseBins | None):
             raise ValueError(f"pose_bins: {pose_bins!r}; must be a PoseBins, such as "
@@ -72,7 +75,7 @@ class SpatialTransformer(nn.Module):
         self.family = transforms.FAMILIES[transform]
         self.output_size = None if output_size is None else _height_width(output_size)
         self.padding_mode, self.interpolation = padding_mode, interpolation
-        self.supersample = supersample
+        self.supersample = int(supersample)
         if initialize:
             initialize_output(localization, pose_bins.initial_logits() if pose_bins
                               else self.family.identity())
@@ -85,8 +88,9 @@ class SpatialTransformer(nn.Module):
         teacher_forcing: the probability, for each image, that they are; None: always, and nothing
         is predicted.
         """
-        if not images.is_floating_point():
-            raise ValueError(f"images: dtype {images.dtype}; must be floating point, such as "
+        if not isinstance(images, torch.Tensor) or not images.is_floating_point():
+            kind = f"dtype {images.dtype}" if hasattr(images, "dtype") else type(images).__name__
+            raise ValueError(f"images: {kind}; must be a floating point Tensor, such as "
                              "images / 255")
         if true_params is not None and len(true_params) != len(images):
             raise ValueError(f"true_params: {len(true_params)} for {len(images)} images; must be "
@@ -134,6 +138,9 @@ class SpatialTransformer(nn.Module):
         for _ in range(self.iterations):
             view = images if theta is None else self.warp(images, theta, images.shape[-2:])[0]
             params = self.localization(view)
+            if not isinstance(params, torch.Tensor):
+                raise ValueError(f"localization: it gives a {type(params).__name__}; must be a "
+                                 "Tensor (B, number of parameters)")
             if self.pose_bins:
                 params, pose_logits = self.pose_bins.decode(params).params, params
             step = self._theta(params)
@@ -156,6 +163,10 @@ class SpatialTransformer(nn.Module):
         identity = self.family.theta(self.family.identity()[None].to(theta))
         is_identity = (theta == identity).flatten(1).all(dim=1)[:, None, None, None]
         return torch.where(is_identity, images.detach() + (warped - warped.detach()), warped)
+
+    def told(self):
+        """All that makes its output, but for the localization network, in words."""
+        return f"{self.extra_repr()}, iterations={self.iterations}, pose_bins={self.pose_bins}"
 
     def extra_repr(self):
         return (f"{self.family.name!r}, output_size={self.output_size}, "
@@ -188,7 +199,7 @@ class IdentityTransformer(SpatialTransformer):
 
 def check_iterations(iterations, transform, pose_bins=None):
     """ValueError unless so many alignment steps go with the family `transform` and `pose_bins`."""
-    if not isinstance(iterations, int) or iterations < 1:
+    if not isinstance(iterations, Integral) or iterations < 1:
         raise ValueError(f"iterations: {iterations}; must be an int, 1 or more")
     if iterations > 1 and (pose_bins or not transforms.FAMILIES[transform].is_matrix):
         raise ValueError(f"iterations: {iterations} with transform={transform!r} and pose_bins="
@@ -218,10 +229,12 @@ def initialize_output(network, values):
     if network_start := getattr(network, "initialize_output", None):
         return network_start(values)
     layers = [layer for layer in network.modules()
-              if isinstance(getattr(layer, "weight", None), nn.Parameter)]
+              if isinstance(getattr(layer, "weight", None), torch.Tensor)]
     last = layers[-1] if layers else None
     bias = getattr(last, "bias", None)
-    if bias is None or nn.parameter.is_lazy(bias) or len(bias) != len(values):
+    # a weight that is computed, as by weight normalization, cannot be set to zero
+    if (bias is None or nn.parameter.is_lazy(bias) or len(bias) != len(values)
+            or not isinstance(last.weight, nn.Parameter)):
         raise ValueError("localization: to start at the identity, the layer with weights that is "
                          f"registered last must have a bias of {len(values)} values; it is {last}. "
                          f"Let it be nn.Linear(..., {len(values)}) (run on a batch if lazy), or "

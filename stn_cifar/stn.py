@@ -1,11 +1,13 @@
 """The network of the experiment: normalize, transform, classify."""
 
+from operator import index
+
 import torch
 from torch import nn
 
 from . import transforms
 from .classifier import CLASSIFIERS
-from .config import Config
+from .config import Config, check_config
 from .data import Data
 from .distortions import DISTORTIONS
 from .localization import LOCALIZATIONS
@@ -25,17 +27,31 @@ class STNClassifier(nn.Module):
     there are three channels, else to [-2, 2]. `transformer`: a SpatialTransformer, or for none an
     IdentityTransformer; `classifier`: any module that makes logits (B, num_classes) of warped
     images. `config`: the Config it was built from, where there is one: `load_model` builds it anew
-    by that, so it reads no other model's checkpoints (`load_state_dict` does).
+    by that, so it reads no other model's checkpoints (`load_state_dict` does). Lazy layers get
+    their sizes here. ValueError names an argument of another kind.
     """
 
     def __init__(self, transformer, classifier, input_shape, num_classes, config=None):
         super().__init__()
+        for name, part in (("transformer", transformer), ("classifier", classifier)):
+            if not isinstance(part, nn.Module):
+                raise ValueError(f"{name}: a {type(part).__name__}; must be an nn.Module")
+        try:
+            channels, _, _ = self.input_shape = tuple(map(index, input_shape))
+            self.num_classes = index(num_classes)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"input_shape: {input_shape!r}, num_classes: {num_classes!r}; must be "
+                             "three whole numbers (C, H, W), and one") from error
         self.transformer, self.classifier, self.config = transformer, classifier, config
-        self.input_shape, self.num_classes = tuple(input_shape), num_classes
-        coloured = input_shape[0] == 3
+        self.by_hand = config is None  # `fit` gives it its config
+        coloured = channels == 3
         mean, std = (CIFAR10_MEAN, CIFAR10_STD) if coloured else ((0.5,), (0.25,))
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        if any(map(nn.parameter.is_lazy, self.parameters())):
+            with torch.no_grad():
+                self.eval()(self.mean.new_zeros(1, *self.input_shape))
+            self.train()
 
     @property
     def device(self):
@@ -51,6 +67,9 @@ class STNClassifier(nn.Module):
         self._check(images)
         alignment = self.transformer(self.normalize(images), true_params, teacher_forcing)
         logits = self.classifier(alignment.warped)
+        if not isinstance(logits, torch.Tensor):
+            raise ValueError(f"classifier: it gives a {type(logits).__name__}; must be logits (B, "
+                             f"{self.num_classes}), a Tensor")
         if logits.ndim != 2 or logits.shape[1] != self.num_classes:
             raise ValueError(f"classifier: it gives logits {tuple(logits.shape)}; must be (B, "
                              f"{self.num_classes}), one for each class")
@@ -98,6 +117,7 @@ def build_model(config: Config, data: Data | None = None) -> STNClassifier:
     data: a Data whose images and classes it is for; None: CIFAR-10's. The global random state is
     left as it was. The transformer starts at the exact identity.
     """
+    check_config(config)
     if not isinstance(data, Data | None):
         raise ValueError(f"data: a {type(data).__name__}; must be a Data(train=Split(...), ...)")
     device = config.torch_device()

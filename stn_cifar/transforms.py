@@ -24,7 +24,8 @@ section 3.2.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -68,7 +69,7 @@ class Family:
 
     def grid_of(self, theta, size):
         """Sampling grid (B, H, W, 2) of `theta`, in its precision even under autocast."""
-        height, width = (size, size) if isinstance(size, int) else size
+        height, width = (size, size) if isinstance(size, Integral) else size
         # bf16 coordinates would be off by up to 1/16 pixel
         with torch.autocast(theta.device.type, enabled=False):
             return self.to_grid(theta, height, width)
@@ -77,18 +78,16 @@ class Family:
 # ---- parameters -> theta -------------------------------------------------------------------------
 
 
-def _similarity(*given):
-    """params -> [[s cos, -s sin, t_x], [s sin, s cos, t_y]]; what is not `given` is as upright.
+def _similarity(params, given=SIMILARITY):
+    """[[s cos, -s sin, t_x], [s sin, s cos, t_y]]; what is not `given` is as upright.
 
     given: what the params are, in the order of SIMILARITY.
     """
-    def theta(params):
-        known = dict(zip(given, params.unbind(1), strict=True))
-        zero = torch.zeros_like(params[:, 0])
-        angle, log_scale, tx, ty = (known.get(name, zero) for name in SIMILARITY)
-        cos, sin = log_scale.exp() * angle.cos(), log_scale.exp() * angle.sin()
-        return torch.stack((cos, -sin, tx, sin, cos, ty), dim=1).reshape(-1, 2, 3)
-    return theta
+    known = dict(zip(given, params.unbind(1), strict=True))
+    zero = torch.zeros_like(params[:, 0])
+    angle, log_scale, tx, ty = (known.get(name, zero) for name in SIMILARITY)
+    cos, sin = log_scale.exp() * angle.cos(), log_scale.exp() * angle.sin()
+    return torch.stack((cos, -sin, tx, sin, cos, ty), dim=1).reshape(-1, 2, 3)
 
 
 def _affine(params):
@@ -217,10 +216,10 @@ def _tps_weights(side, height, width, dtype, device):
 FAMILIES = {
     family.name: family
     for family in (
-        Family("translation", 2, (0, 0), _similarity(*SIMILARITY[2:]), _affine_grid),
-        Family("rotation", 1, (0,), _similarity("angle"), _affine_grid),
-        Family("attention", 3, (0, 0, 0), _similarity(*SIMILARITY[1:]), _affine_grid),
-        Family("similarity", 4, (0, 0, 0, 0), _similarity(*SIMILARITY), _affine_grid),
+        Family("translation", 2, (0, 0), partial(_similarity, given=SIMILARITY[2:]), _affine_grid),
+        Family("rotation", 1, (0,), partial(_similarity, given=SIMILARITY[:1]), _affine_grid),
+        Family("attention", 3, (0, 0, 0), partial(_similarity, given=SIMILARITY[1:]), _affine_grid),
+        Family("similarity", 4, (0, 0, 0, 0), _similarity, _affine_grid),
         Family("affine", 6, (1, 0, 0, 0, 1, 0), _affine, _affine_grid),
         Family("projective", 8, (1, 0, 0, 0, 1, 0, 0, 0), _projective, _projective_grid),
         Family("tps", 2 * TPS_POINTS**2, (0,) * (2 * TPS_POINTS**2), _tps, _tps_grid,

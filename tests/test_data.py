@@ -85,7 +85,8 @@ LABELS = torch.zeros(6, dtype=torch.int64)
     ((images(), LABELS.to("meta")), "labels: on meta; must be on cpu, as the images are"),
     ((images(), LABELS, poses(5)), "poses: 5; must be 6, one for each image"),
     ((images(), LABELS, poses().long()), "poses: .*; must be floating point"),
-    ((images(), LABELS, poses().flatten(1)), "poses: .*; must be floating point, such as"),
+    ((images(), LABELS, poses().flatten(1)), "poses: .*; must be floating point, .N, ...."),
+    ((images(), LABELS, poses().transpose(1, 2)), r"poses: torch.float32 \(6, 3, 2\); must be"),
     ((images(), LABELS, poses().to("meta")), "poses: on meta; must be on cpu"),
     ((images(), LABELS, "upright"), "poses: a str; must be a Tensor"),
 ])
@@ -94,7 +95,20 @@ def test_a_split_says_what_is_wrong_and_what_would_be_right(arguments, words):
         Split(*arguments)
 
 
+def test_poses_are_float32_whatever_they_came_in():
+    given = torch.eye(2, 3, dtype=torch.float64).expand(6, 2, 3)
+    split = Split(images(), LABELS, given)
+    assert split.poses.dtype == torch.float32 and torch.equal(split.poses.double(), given)
+
+
 # --- Data
+
+
+def test_a_name_is_text_and_poses_are_finite():
+    with pytest.raises(ValueError, match=r"^name: .*photos.*; must be text"):
+        Data(Split(images(), LABELS), name=Path("photos"))
+    with pytest.raises(ValueError, match=r"^train: poses with NaN or infinity; must be finite"):
+        Data(Split(images(), LABELS, poses() * torch.nan))
 
 
 def test_classes_are_named_by_their_numbers_where_nobody_names_them():

@@ -33,6 +33,21 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+@pytest.mark.parametrize(("fields", "message"), [
+    (dict(ranges={"angel": (-90, 90)}), "ranges: 'angel' is nothing that family='rotation' can be"),
+    (dict(ranges={"tilt_x": (0, 1)}), "ranges: 'tilt_x' is nothing"),
+    (dict(family="tps"), "ranges: 'angle' is nothing that family='tps' .* one of bend"),
+    (dict(family="rotate"), "family: 'rotate' is unknown; must be one of translation, rotation"),
+    (dict(interpolation="cubic"), "interpolation: 'cubic' is unknown; must be one of bilinear"),
+    (dict(ranges={"scale": (0, 2)}), "ranges: scale from 0 to 2; .* finite, above 0"),
+    (dict(ranges={"angle": (90, -90)}), "ranges: angle from 90 to -90"),
+    (dict(ranges={"angle": (0, np.nan)}), "ranges: angle from 0 to nan; must be")])
+def test_a_row_that_would_do_something_else_is_refused(fields, message):
+    assert replace(DISTORTIONS["rotation"], ranges={"angle": (-90, 90)})  # a good one is taken
+    with pytest.raises(ValueError, match=f"^{message}"):
+        replace(DISTORTIONS["rotation"], **fields)
+
+
 def images_of(count=6, size=32, blur=1.5, channels=3):
     """Smooth random images (count, channels, size, size), uint8, over the whole range of levels."""
     noise = np.random.default_rng(0).normal(size=(count, channels, size, size))

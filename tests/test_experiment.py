@@ -157,6 +157,13 @@ def test_data_without_a_test_split_is_told_before_training(glyph_data):
 # ---- numbers that are not finite -----------------------------------------------------------------
 
 
+def test_test_images_of_another_size_are_told_before_training(small):
+    plain = Data(*(Split(split.images, split.labels) for split in (small.train, small.test)))
+    data = Data(plain.train, test=plain.val)
+    with pytest.raises(ValueError, match=r"^test: images of \(3, 32, 32\), but .* \(3, 48, 48\)"):
+        experiment.run(config(distortion="translation"), data=data)
+
+
 def run_off(model, value):
     """Let the localization network of `model` predict `value` for every parameter."""
     with torch.no_grad():

@@ -69,7 +69,7 @@ def test_the_transformer_needs_torch_alone():
             top, _, rest = name.partition(".")
             mine = top == "stn_cifar" and rest.split(".")[0] in TORCH_ONLY
             assert mine or top in ("torch", "math", "typing", "dataclasses", "functools",
-                                   "operator", "collections"), f"{module} imports {name}"
+                                   "operator", "collections", "numbers"), f"{module} imports {name}"
 
 
 def test_training_and_plots_never_meet_and_nothing_knows_the_experiments():

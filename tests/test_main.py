@@ -5,6 +5,8 @@ import hashlib
 import io
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import types
@@ -176,6 +178,27 @@ def test_a_stopped_run_is_kept_apart_and_ends_with_130(quick, tmp_path, monkeypa
     assert train_glyphs(tmp_path, "--epochs", "3") == 0  # goes on from where it was
     finished = tmp_path / "r" / f"{path.stem.removesuffix('-stopped')}.json"
     assert json.loads(finished.read_text())["epochs_done"] == 3
+
+
+def test_a_run_stopped_in_its_first_epoch_has_nothing_to_show(quick, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command_line, "fit", lambda *_: [])
+    assert train_glyphs(tmp_path) == 130
+    assert "model:" not in capsys.readouterr().out and not list((tmp_path / "r").iterdir())
+
+
+def test_the_command_that_measures_again_can_be_copied(quick, tmp_path, capsys):
+    folder = tmp_path / "a space"
+    assert train_glyphs(tmp_path, "--checkpoint-dir", str(folder)) == 0
+    out = capsys.readouterr().out
+    assert f"every epoch's end is kept in {folder}" in out
+    command, = re.findall(r"python -m stn_cifar (evaluate .*)\)", out)
+    assert main(shlex.split(command)) == 0
+
+
+def test_names_tell_what_was_trained_not_what_was_left_out(quick, tmp_path):
+    assert train_glyphs(tmp_path, "--distortion", "rotation") == 0
+    path, record = record_in(tmp_path)
+    assert record["config"]["distortion"] is None and "distortion" not in path.stem
 
 
 # ---- when something fails at the end -------------------------------------------------------------
@@ -375,6 +398,14 @@ def test_paths_are_taken_as_people_type_them(no_training, tmp_path, monkeypatch)
     assert all((tmp_path / name).is_dir() for name in ("r", "mine/i", "c"))
 
 
+@pytest.mark.parametrize("given", ["", "$NOPE/x", "~nobody77/x"])
+@pytest.mark.parametrize("command", [["train", "--results"], ["study", "rotation", "--results"]])
+def test_a_path_that_means_nothing_is_told_in_its_own_words(capsys, command, given):
+    with pytest.raises(SystemExit):
+        main([*command, given])
+    assert f"path: {given!r}" in capsys.readouterr().err
+
+
 # ---- names of files ------------------------------------------------------------------------------
 
 
@@ -419,6 +450,8 @@ def test_export_suite_writes_the_frozen_suite_twice_alike(monkeypatch, tmp_path,
         assert error < 12 and error < wrong
     assert main(["export-suite", "rotatoin", str(tmp_path / "c.npz")]) == 2
     assert "'rotation45'" in capsys.readouterr().err and len(asked) == 2  # nothing is loaded for it
+    assert main(["export-suite", "rotation", str(tmp_path / "a.npz")]) == 2
+    assert "a.npz: is there already" in capsys.readouterr().err and len(asked) == 2
     assert sorted(os.listdir(tmp_path)) == ["a.npz", "b.npz"]
 
 

@@ -275,10 +275,11 @@ def test_a_studys_pictures_are_there_and_shown(name):
 
 @pytest.mark.parametrize("name", pictures.PICTURES)
 def test_the_command_under_a_picture_makes_the_config_of_its_arms_records(name, monkeypatch):
-    run = {}
-    monkeypatch.setattr(cli, "train", lambda **given: run.update(given))
+    runs = []
+    monkeypatch.setattr(cli, "train", lambda **given: runs.append(given))
     for picture in pictures.PICTURES[name]:
         cli.main(pictures.command(STUDIES[name], picture.arm).split())
+        run = runs.pop()
         fields = {key: value for key, value in run.items()
                   if key not in ("preset", "results", "images", "checkpoint_dir")}
         config = Config.preset(run["preset"], **fields)

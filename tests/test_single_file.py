@@ -103,7 +103,7 @@ def test_what_goes_wrong_is_told(tmp_path, capsys, monkeypatch):
     assert "must end in .ipynb" in capsys.readouterr().err
     before = single_file.NOTEBOOK.read_bytes()
     assert main(["notebook", str(single_file.NOTEBOOK)]) == 2
-    assert "is the notebook itself" in capsys.readouterr().err
+    assert "is there already; name another file" in capsys.readouterr().err
     assert single_file.NOTEBOOK.read_bytes() == before
     monkeypatch.setattr(single_file, "NOTEBOOK", tmp_path / "gone.ipynb")
     assert main(["notebook", str(tmp_path / "a.ipynb")]) == 2

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import nn
 
-from stn_cifar import SpatialTransformer
+from stn_cifar import SpatialTransformer, STNClassifier
 from stn_cifar.matrices import inverse
 from stn_cifar.pose_bins import PoseBins
 from stn_cifar.spatial_transformer import IdentityTransformer, initialize_output
@@ -196,6 +197,42 @@ def test_images_poses_and_maps_that_do_not_fit_are_refused_by_name():
     for resize in (transformer.warp, transformer.unwarp):
         with pytest.raises(ValueError, match=r"^size: 0; must be 1 or more pixels"):
             resize(images, theta, size=0)
+
+
+def test_a_computed_weight_is_not_passed_over_for_the_layer_before():
+    """Weight normalization computes the last layer's: zeroed, the one before would break theta."""
+    last = nn.utils.parametrizations.weight_norm(nn.Linear(6, 6))
+    look = nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.ReLU(), last)
+    before = look[1].weight.clone()
+    with pytest.raises(ValueError, match=r"^localization: to start at the identity, .*it is Param"):
+        SpatialTransformer(look)
+    assert torch.equal(look[1].weight, before)
+
+
+def test_another_kind_of_argument_or_output_is_refused_in_words():
+    for given in (None, torch.sin):
+        with pytest.raises(ValueError, match=r"^localization: a .*; must be an nn.Module"):
+            SpatialTransformer(given)
+    with pytest.raises(ValueError, match=r"^images: dtype float32; must be a floating point T"):
+        SpatialTransformer(network(6))(np.zeros((2, 3, 8, 8), np.float32))
+
+    class Two(nn.Module):
+        def forward(self, images):
+            return images, images
+
+    with pytest.raises(ValueError, match=r"^localization: it gives a tuple; must be a Tensor"):
+        SpatialTransformer(Two(), initialize=False)(rand(2, 3, 8, 8))
+    with pytest.raises(ValueError, match=r"^transformer: a NoneType; must be an nn.Module"):
+        STNClassifier(None, nn.Identity(), (3, 8, 8), 2)
+    with pytest.raises(ValueError, match=r"^input_shape: \(8, 8\), num_classes: 2; must be three"):
+        STNClassifier(IdentityTransformer(), nn.Identity(), (8, 8), 2)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_is_saved_whole_and_sent_to_other_processes(name):
+    transformer = SpatialTransformer(network(FAMILIES[name].num_params), name)
+    again, images = pickle.loads(pickle.dumps(transformer)), rand(2, 3, 8, 8)
+    assert torch.equal(again(images).warped, transformer(images).warped)
 
 
 def test_the_layer_that_cannot_start_at_the_identity_is_named():

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from stn_cifar import (
     Config,
@@ -164,6 +165,21 @@ def test_one_image_left_over_is_a_batch_for_normalization_too(glyph_data, fields
     assert math.isfinite(row["train_loss"])
 
 
+@pytest.mark.parametrize(("model", "size"), [("light", 8), ("separable", 4), ("strong", 8)])
+def test_one_image_left_over_joins_the_batch_before(model, size):
+    """By itself its last maps would be one value for each channel: no variance to normalize by."""
+    data = Data(random_split(41, size=size))
+    _, (row,) = trained(data, model=model, width=0.2, batch_size=20)
+    assert math.isfinite(row["train_loss"])
+
+
+def test_lazy_layers_get_their_sizes_when_the_model_is_put_together(glyph_data):
+    lazy = nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
+    model = STNClassifier(SpatialTransformer(flat(6)), lazy, (3, 32, 32), 10)
+    assert model.training and model.classifier[1].in_features == 3072
+    assert len(fit(model, training_part(glyph_data, 20), config())) == 1
+
+
 def without_dropout(model):
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout | torch.nn.Dropout2d):
@@ -271,7 +287,7 @@ def test_teacher_forcing_is_annealed_to_0_and_shows_the_classifier_the_true_pose
 
 def test_a_batch_larger_than_the_data_is_one_step_with_all_of_it(glyph_data):
     data = training_part(glyph_data, 50)
-    large, exact, ragged = (trained(data, batch_size=size)[0] for size in (100_000, 50, 49))
+    large, exact, ragged = (trained(data, batch_size=size)[0] for size in (100_000, 50, 48))
     assert same_weights(large, exact) and not same_weights(large, ragged)
 
 
@@ -348,9 +364,31 @@ def test_a_network_that_is_no_stnclassifier_is_refused_in_words(glyph_data, no_s
                  lambda: evaluate(flat(10), glyph_data.test)):
         with pytest.raises(ValueError, match=r"^model: a Sequential; must be an STNClassifier"):
             call()
+    with pytest.raises(ValueError, match=r"^config: a dict; must be a Config"):
+        fit(build_model(config()), glyph_data, dict(epochs=1))
+    with pytest.raises(ValueError, match=r"^model: its transformer is a Identity; must be a Spat"):
+        fit(STNClassifier(nn.Identity(), flat(10), (3, 32, 32), 10), glyph_data, config())
     three = STNClassifier(IdentityTransformer(), flat(3), (3, 32, 32), 10)
     with pytest.raises(ValueError, match=r"^classifier: it gives logits \(2, 3\); .*\(B, 10\)"):
         three(torch.rand(2, 3, 32, 32))
+
+
+def test_a_model_in_which_nothing_can_be_trained_is_refused(glyph_data, no_step):
+    frozen = build_model(config()).requires_grad_(False)
+    with pytest.raises(ValueError, match=r"^model: none of its parameters requires a gradient"):
+        fit(frozen, glyph_data, config())
+    trunk = flat(6)
+    shared = STNClassifier(SpatialTransformer(trunk), nn.Sequential(trunk, nn.Linear(6, 10)),
+                           (3, 32, 32), 10)
+    with pytest.raises(ValueError, match=r"^model: transformer and classifier share parameters"):
+        fit(shared, glyph_data, config())
+
+
+def test_poses_that_are_no_matrix_cannot_be_what_is_learnt(no_step):
+    split = random_split(20)
+    bent = Data(Split(split.images, split.labels, torch.zeros(20, 16, 2)), classes=range(10))
+    with pytest.raises(ValueError, match=r"^pose_weight: 1.0 needs a pose that is known and a mat"):
+        fit(build_model(config(pose_weight=1.0)), bent, config(pose_weight=1.0))
 
 
 @pytest.mark.parametrize("splits", [["val"], ["test"], ["val", "test"], []])

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from .. import distortions
-from ..config import Config
+from ..config import Config, check_config
 from ..console import say
+from ..transforms import TPS_POINTS
 from . import cifar10, glyphs
 
+THETA = (2, 3), (3, 3), (TPS_POINTS**2, 2)  # shapes of the families' theta
 NAMES = dict(cifar10="CIFAR-10", glyphs="glyphs")  # Config.dataset -> Data.name
 
 
@@ -25,7 +27,8 @@ class Split:
 
     images: uint8 (N, C, H, H), at least one, not normalized, of any size and channel count.
     labels: int64 (N,), the index of each image's class.
-    poses: the theta that each image was distorted by, where it is known, such as (N, 2, 3).
+    poses: the theta that each image was distorted by, where it is known, such as (N, 2, 3), of
+        a family of transforms.FAMILIES; float32, or made so.
     """
 
     images: Tensor
@@ -51,8 +54,11 @@ class Split:
         _check(self.labels.dtype == torch.int64, f"labels: {self.labels.dtype}",
                "int64, the index of each image's class: labels.long()")
         _check(self.labels.ndim == 1, f"labels: shape {tuple(self.labels.shape)}", "(N,)")
-        _check(self.poses is None or (self.poses.is_floating_point() and self.poses.ndim == 3),
-               "poses: another type or shape", "floating point, such as (N, 2, 3)")
+        if self.poses is not None:
+            _check(self.poses.is_floating_point() and tuple(self.poses.shape[1:]) in THETA,
+                   f"poses: {self.poses.dtype} {tuple(self.poses.shape)}",
+                   f"floating point, (N, ...) of one of {', '.join(map(str, THETA))}")
+            object.__setattr__(self, "poses", self.poses.float())
 
     def __len__(self) -> int:
         return len(self.images)
@@ -98,6 +104,9 @@ class Data:
                    f"{trained}, as in train")
             devices = split.images.device, self.train.images.device
             _check(devices[0] == devices[1], f"{field}: on {devices[0]}", f"on {devices[1]}")
+            _check(split.poses is None or bool(split.poses.isfinite().all()),
+                   f"{field}: poses with NaN or infinity", "finite")
+        _check(isinstance(self.name, str), f"name: {self.name!r}", "text")
         ranges = {field: [int(v) for v in s.labels.aminmax()] for field, s in splits.items()}
         classes = self.classes
         if classes is None:
@@ -138,6 +147,7 @@ def load_data(config: Config) -> Data:
     - A data_root or $STN_CIFAR_DATA without CIFAR-10 is one too; "auto" says so and looks further.
     - Nothing found and no source reached is a NoDataError; "auto" shows a banner and takes glyphs.
     """
+    check_config(config)
     device = config.torch_device()  # first: a missing GPU should show before a long download
     train, test, classes, name = _cifar10(config) or _glyphs(config)
     kept = len(train) - config.val_size

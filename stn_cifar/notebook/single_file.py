@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 
 from .. import __version__
-from ..files import write_whole
+from ..files import check_new, write_whole
 
 PACKAGE = Path(__file__).resolve().parents[1]
 NOTEBOOK = PACKAGE.parent / "notebooks" / "stn_cifar10.ipynb"
@@ -55,7 +55,7 @@ if not any(NAME in place for place in sys.path):
 def write(out: Path) -> None:
     """Write a self-contained copy of the notebook, without outputs, to `out`.
 
-    The same bytes each time. ValueError if `out` is no .ipynb, or is the notebook; OSError if it
+    The same bytes each time. ValueError if `out` is no .ipynb; OSError if it is there already, or
     cannot be written, or the notebook is not there.
     """
     out = Path(out)
@@ -64,8 +64,7 @@ def write(out: Path) -> None:
     if not NOTEBOOK.is_file():
         raise FileNotFoundError("the notebook is not part of the installed package; it is in the "
                                 "repository: clone it, and run this command there")
-    if out.resolve() == NOTEBOOK.resolve():
-        raise ValueError(f"out: {out} is the notebook itself; name another file")
+    check_new(out)
     write_whole(out, json.dumps(alone(), indent=1, ensure_ascii=False) + "\n")
 
 

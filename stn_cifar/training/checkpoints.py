@@ -35,6 +35,8 @@ CONTENT = dict(config=dict, model=dict, optimizer=dict, history=list, input_shap
 KEEP = 2
 NAME = re.compile(r"epoch-([0-9]{5}|[1-9][0-9]{5,})\.pt")  # others, epoch-7.pt too, are not ours
 TEMPORARY = re.compile(rf"\.{NAME.pattern}\.[0-9a-f]{{16}}\.tmp")  # as files.write_whole names them
+SHORT = reprlib.Repr()  # of a value in a file, which may be of any length
+SHORT.maxstring = 200
 FREE = ("name", "data_root", "device")  # may differ between a run and its continuation
 
 
@@ -75,7 +77,8 @@ def claim(folder: str | os.PathLike):
 def save_checkpoint(folder: Path, model, optimizer, history, config, **more) -> Path:
     """Write the state after the epoch `len(history)` to `folder`, whole or not at all; its path.
 
-    more: numbers, text, lists and dicts of them, to keep along. OSError where the folder is full,
+    more: numbers, text, lists and dicts of them, to keep along. CheckpointError where something
+    else is among them: nothing is written that could not be read. OSError where the folder is full,
     gone or forbidden.
     """
     path = folder / f"epoch-{len(history):05}.pt"
@@ -85,6 +88,12 @@ def save_checkpoint(folder: Path, model, optimizer, history, config, **more) -> 
                    threads=torch.get_num_threads()) | more
     file = io.BytesIO()
     torch.save(content, file)
+    try:
+        _content(file)
+    except Exception as error:
+        raise CheckpointError(f"checkpoint_dir: epoch {len(history)} cannot be kept, as it could "
+                              "not be read again; what callbacks add to history must be plain "
+                              f"numbers and text: {error}") from error
     folder.stat()  # a drive that is gone: nothing may be made in its place, and be in its way later
     write_whole(path, file.getvalue())
     # later epochs were passed over as damaged: they are not ours to delete, and push nothing out
@@ -102,30 +111,38 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     path = typed_path(path)
     try:
         with open(path, "rb") as file:
-            if file.read(len(ARCHIVE)) != ARCHIVE:
-                raise ValueError("cut off, or not a checkpoint of this program (since 0.2)")
-            with zipfile.ZipFile(file) as archive:
-                if sum(entry.file_size for entry in archive.infolist()) > os.path.getsize(path):
-                    raise ValueError("would unpack to more than the file holds")
-                if damaged := archive.testzip():
-                    raise ValueError(f"damaged: {damaged} is not as its checksum says")
-            file.seek(0)
-            content = torch.load(file, map_location="cpu", weights_only=True)
-        if "schema" not in content:
-            raise ValueError("not written by fit: it holds no schema")
-        if (schema := content["schema"]) != SCHEMA:
-            raise ValueError(f"schema {schema!r}, of another version; this one reads {SCHEMA}")
-        for key in (key for key, kind in CONTENT.items() if not isinstance(content.get(key), kind)):
-            raise ValueError(f"holds no {key}")
-        epochs = [row["epoch"] for row in content["history"]]
-        if not epochs or epochs != list(range(1, len(epochs) + 1)):
-            raise ValueError("history: must be of epochs 1, 2, 3 and so on")
+            content = _content(file)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
     except Exception as error:  # a damaged file may raise anything
         what = error if type(error) is ValueError else f"{type(error).__name__}: {error}"
         raise CheckpointError(f"{path}: not readable as a checkpoint: {what}") from error
     return content | dict(path=path)
+
+
+def _content(file) -> dict:
+    """What a checkpoint's open `file` holds; any exception where it was damaged, or is none."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if file.read(len(ARCHIVE)) != ARCHIVE:
+        raise ValueError("cut off, or not a checkpoint of this program (since 0.2)")
+    with zipfile.ZipFile(file) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > size:
+            raise ValueError("would unpack to more than the file holds")
+        if damaged := archive.testzip():
+            raise ValueError(f"damaged: {damaged} is not as its checksum says")
+    file.seek(0)
+    content = torch.load(file, map_location="cpu", weights_only=True)
+    if "schema" not in content:
+        raise ValueError("not written by fit: it holds no schema")
+    if (schema := content["schema"]) != SCHEMA:
+        raise ValueError(f"schema {schema!r}, of another version; this one reads {SCHEMA}")
+    for key in (key for key, kind in CONTENT.items() if not isinstance(content.get(key), kind)):
+        raise ValueError(f"holds no {key}")
+    epochs = [row["epoch"] for row in content["history"]]
+    if not epochs or epochs != list(range(1, len(epochs) + 1)):
+        raise ValueError("history: must be of epochs 1, 2, 3 and so on")
+    return content
 
 
 def newest_checkpoint(folder: str | os.PathLike) -> dict | None:
@@ -168,19 +185,19 @@ def _numbered(folder: Path) -> list[tuple[int, Path]]:
 def resume(folder: str | os.PathLike, model, optimizer, config, **same) -> dict | None:
     """Put model and optimizer into the newest good checkpoint's state; its content, or None.
 
-    same: values kept with save_checkpoint that must be the same now. ValueError, naming what
-    differs, where the checkpoint is another run's; only FREE fields of the config may differ, and
-    epochs, where nothing goes by them. CheckpointError where it does not fit. Then model and
-    optimizer are as they were.
+    same: values kept with save_checkpoint that must be the same now, where its version kept them.
+    ValueError, naming what differs, where the checkpoint is another run's; only FREE fields of the
+    config may differ, and epochs, where nothing goes by them. CheckpointError where it does not
+    fit. Then model and optimizer are as they were.
     """
     content = newest_checkpoint(folder)
     if content is None:
         return None
     path, epochs = content["path"], len(content["history"])
-    saved = _config_fields(content) | {key: content.get(key) for key in same}
+    saved = _config_fields(content) | {key: content.get(key, now) for key, now in same.items()}
     paced = config.schedule != "constant" or config.warmup or config.teacher_forcing
     free = FREE if paced else (*FREE, "epochs")
-    differ = [f"{key}: {reprlib.repr(saved[key])} in the checkpoint, {value!r} now"
+    differ = [f"{key}: {SHORT.repr(saved[key])} in the checkpoint, {value!r} now"
               for key, value in (config.to_dict() | same).items()
               if key not in free and saved[key] != value]
     if differ:
@@ -236,11 +253,14 @@ def model_of(content: dict, device: str = "auto") -> stn.STNClassifier:
     try:
         made_of = Config(**fields), content["input_shape"], content["num_classes"]
         with torch.device("meta"):  # shapes without memory: the file must fill them
-            needed = stn.assemble(*made_of).state_dict()
+            needed = stn.assemble(*made_of)
     except Exception as error:  # from a config made to harm, anything
         raise CheckpointError(f"{path}: does not fit this version's models: {error}") from error
     try:
-        _check_tensors(path, "model", content["model"], needed)
+        told = needed.transformer.told()
+        if content.get("by_hand") or content.get("transformer", told) != told:
+            raise CheckpointError(f"{path}: is of a model that build_model did not make")
+        _check_tensors(path, "model", content["model"], needed.state_dict())
     except CheckpointError as error:
         raise CheckpointError(f"{error}; a model put together by hand is put together again, and "
                               "loads torch.load(path, weights_only=True)['model']") from None
@@ -268,8 +288,10 @@ def _check_tensors(path: Path, entry: str, saved: dict, needed: dict) -> None:
         if got != must or not isinstance(got, tuple):
             raise CheckpointError(f"{path}: does not fit this version's models: {entry}/{name} is "
                                   f"{got}; must be {must}")
-        # one number can pose as a million; non-finite ones would spoil the run without a word
+        # one number can pose as a million; non-finite ones would spoil the run without a word, but
+        # for those that the model was made with, such as a mask's
         if (saved[name].untyped_storage().nbytes() < saved[name].nbytes
-                or not saved[name].isfinite().all()):
+                or not (saved[name].isfinite().all() or (
+                    not needed[name].is_meta and torch.equal(saved[name], needed[name].cpu())))):
             raise CheckpointError(f"{path}: {entry}/{name} has numbers that are not finite, or "
                                   "fewer of them than its shape says")

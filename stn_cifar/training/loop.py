@@ -5,12 +5,13 @@ import math
 import os
 import time
 import warnings
+import zlib
 from collections.abc import Callable
 
 import torch
 
 from .. import diagnostics
-from ..config import Config
+from ..config import Config, check_config
 from ..console import progress_bar, say
 from ..data import Data
 from ..distortions import DISTORTIONS
@@ -56,6 +57,7 @@ def fit(model: STNClassifier, data: Data, config: Config,
     model, data and config do not go together; NonFiniteLoss; CheckpointError.
     """
     check_model(model)
+    check_config(config)
     if not isinstance(data, Data):
         raise ValueError(f"data: a {type(data).__name__}; must be a Data(train=Split(...), ...)")
     fitted = for_data(config, data)
@@ -108,14 +110,16 @@ def _fit(model, data, config, device, folder, on_epoch_end):
     step = make_step(model, train, optimizer, precision, **step_options(config))
     same = dict(dataset=data.name, training_images=len(train), classes=list(data.classes),
                 input_shape=list(model.input_shape), num_classes=model.num_classes,
-                precision=precision)
+                transformer=model.transformer.told(), by_hand=model.by_hand, precision=precision)
+    if folder is not None:
+        same |= dict(training_data=_checksum(data.train))
     state = folder and resume(folder, model, optimizer, config, **same)
     history = state["history"] if state else []
     if state and state.get("scaler"):
         step.scaler.load_state_dict(step.scaler.state_dict() | state["scaler"])
     say(f"training on {device} in {precision}"
         + (f", resuming after epoch {len(history)} of {config.epochs}" if state else ""))
-    steps = math.ceil(len(train) / config.batch_size)
+    steps = len(_batches(torch.arange(len(train)), config.batch_size))
     progress = progress_bar(config.epochs * steps, len(history) * steps)
     keep = _Keeper(folder)
     monitor = _Monitor(data.test or data.train, progress)
@@ -156,7 +160,7 @@ def train_epoch(step, epoch, config, progress):
     order = torch.randperm(len(step.train), generator=generator).to(step.device)
     step.sample_epoch(epoch, config.seed, generator)
     losses, correct = [], torch.zeros((), dtype=torch.int64, device=step.device)
-    batches = order.split(config.batch_size)
+    batches = _batches(order, config.batch_size)
     total = config.epochs * len(batches)
     with seeded(seed, step.device):  # dropout, teacher forcing
         for number, index in enumerate(batches, (epoch - 1) * len(batches)):
@@ -168,8 +172,9 @@ def train_epoch(step, epoch, config, progress):
             progress.update()
     step.model.eval()  # or what is asked of it next would move normalization's statistics
     losses = torch.stack(losses)  # the epoch's one synchronization
-    state = step.model.state_dict().values()  # the statistics of normalization too
-    if not all(value.isfinite().all() for value in state if value.is_floating_point()):
+    statistics = (value for name, value in step.model.named_buffers()
+                  if name.endswith(("running_mean", "running_var")))  # of normalization
+    if not all(value.isfinite().all() for value in (*step.model.parameters(), *statistics)):
         losses[-1] = math.nan  # done by the last step: no loss has shown it yet
     if not losses.isfinite().all():
         number = (~losses.isfinite()).nonzero()[0].item()
@@ -181,6 +186,26 @@ def train_epoch(step, epoch, config, progress):
     return ((losses * sizes).sum() / len(order)).item(), correct.item() / len(order)
 
 
+def _batches(order, size):
+    """`order` in batches of `size`, the last one smaller.
+
+    One image alone joins the batch before: normalization over a batch needs more than one value.
+    """
+    batches = list(order.split(size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+def _checksum(split):
+    """CRC-32 of all that a split holds: other images, labels or poses are another run."""
+    total = 0
+    for tensor in (split.images, split.labels, split.poses):
+        if tensor is not None:
+            total = zlib.crc32(tensor.cpu().contiguous().numpy(), total)
+    return total
+
+
 def for_data(config, data):
     """`config` as it applies to `data`: images in known poses are not distorted further."""
     if not data.posed or config.distortion is None:
@@ -190,10 +215,13 @@ def for_data(config, data):
 
 def _check_config(model, data, config):
     """ValueError, naming the fields that differ, unless `model` is what `config` says."""
-    own, built = model.transformer, {}
+    own = model.transformer
+    if not isinstance(own, SpatialTransformer):
+        raise ValueError(f"model: its transformer is a {type(own).__name__}; must be a "
+                         "SpatialTransformer, or for none an IdentityTransformer")
     if model.config is not None:
         built = for_data(model.config, data).to_dict()
-    elif isinstance(own, SpatialTransformer):  # put together by hand: what that tells
+    else:  # put together by hand: what that tells
         built = dict(stn=not isinstance(own, IdentityTransformer), transform=own.family.name,
                      pose_bins=own.pose_bins.bins if own.pose_bins else 0,
                      iterations=own.iterations, padding_mode=own.padding_mode,
@@ -217,11 +245,8 @@ def _check_data(model, data, config):
     if model.num_classes != len(data.classes):
         raise ValueError(f"model: it tells {model.num_classes} classes apart, but {data.name} has "
                          f"{len(data.classes)}; build_model(config, data) makes one for these")
-    if data.val is not None and tuple(data.val.images.shape[1:]) != model.input_shape:
-        raise ValueError(f"val: images of {tuple(data.val.images.shape[1:])}, but with distortion="
-                         f"{config.distortion!r} the model takes {model.input_shape}; distort val "
-                         "and test too: stn_cifar.data.distorted(split, distortion)")
-    known = data.train.poses is not None
+    check_size("val", data.val, model)
+    known = data.posed and data.train.poses.shape[-1] == 3
     if config.distortion is not None:
         known = FAMILIES[DISTORTIONS[config.distortion].family].is_matrix
     weight = config.loss_weights()["pose"]
@@ -233,9 +258,24 @@ def _check_data(model, data, config):
         raise ValueError(f"pose_weight: {weight} with flip={config.flip} and "
                          f"shift={config.shift}, which make the known poses of {data.name} wrong; "
                          "set flip=False and shift=0, or pose_weight=0")
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise ValueError("model: none of its parameters requires a gradient; nothing would be "
+                         "trained")
+    if set(model.transformer.parameters()) & set(model.classifier.parameters()):
+        raise ValueError("model: transformer and classifier share parameters; must be apart, as "
+                         "each has its own learning rate")
     if any(p.is_inference() for p in model.parameters()):
         raise ValueError("model: it was built within torch.inference_mode(), so it cannot be "
                          "trained; build it outside")
+
+
+def check_size(name, split, model):
+    """ValueError unless the images of `split`, if it is one, are as large as `model` takes them."""
+    if split is not None and (found := tuple(split.images.shape[1:])) != model.input_shape:
+        raise ValueError(f"{name}: images of {found}, but the model takes {model.input_shape}; "
+                         "with a distortion, distort val and test too: "
+                         "stn_cifar.data.distorted(split, distortion)")
 
 
 class _Keeper:
