@@ -128,6 +128,9 @@ class PoseBins:
 
     def _split(self, logits):
         """logits (B, num_logits) as one (B, bins) for each quantity, float32."""
+        if logits.shape[1:] != (self.num_logits,):
+            raise ValueError(f"pose logits: shape {tuple(logits.shape)}; must be (B, "
+                             f"{self.num_logits})")
         return logits.float().chunk(len(self.axes), dim=1)
 
 

@@ -33,6 +33,13 @@ def sure_of(angle, bins=36, span=FULL):
     return torch.tensor([[-0.5 * (d / 1.3) ** 2 for d in distance]])
 
 
+def test_logits_of_another_number_are_refused():
+    bins = PoseBins("rotation", 36)
+    for call in (bins.decode, lambda logits: bins.loss(logits, torch.zeros(2, 1))):
+        with pytest.raises(ValueError, match=r"^pose logits: shape \(2, 35\); must be \(B, 36\)"):
+            call(torch.zeros(2, 35))
+
+
 # ---- decoding ------------------------------------------------------------------------------------
 
 
