@@ -257,8 +257,8 @@ def model_of(content: dict, device: str = "auto") -> stn.STNClassifier:
     except Exception as error:  # from a config made to harm, anything
         raise CheckpointError(f"{path}: does not fit this version's models: {error}") from error
     try:
-        told = needed.transformer.told()
-        if content.get("by_hand") or content.get("transformer", told) != told:
+        made = needed.transformer.description()
+        if content.get("by_hand") or content.get("transformer", made) != made:
             raise CheckpointError(f"{path}: is of a model that build_model did not make")
         _check_tensors(path, "model", content["model"], needed.state_dict())
     except CheckpointError as error:
