@@ -164,7 +164,7 @@ class SpatialTransformer(nn.Module):
         is_identity = (theta == identity).flatten(1).all(dim=1)[:, None, None, None]
         return torch.where(is_identity, images.detach() + (warped - warped.detach()), warped)
 
-    def told(self):
+    def description(self):
         """All that makes its output, but for the localization network, in words."""
         return f"{self.extra_repr()}, iterations={self.iterations}, pose_bins={self.pose_bins}"
 

@@ -111,7 +111,8 @@ def _fit(model, data, config, device, folder, on_epoch_end):
     step = make_step(model, train, optimizer, precision, **step_options(config))
     same = dict(dataset=data.name, training_images=len(train), classes=list(data.classes),
                 input_shape=list(model.input_shape), num_classes=model.num_classes,
-                transformer=model.transformer.description(), by_hand=model.by_hand, precision=precision)
+                transformer=model.transformer.description(), by_hand=model.by_hand,
+                precision=precision)
     # the built-in sets are known by name; glyphs may differ in a grey level between machines
     if folder is not None and data.name not in NAMES.values():
         same |= dict(training_data=_checksum(data.train))
