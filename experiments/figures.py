@@ -11,6 +11,7 @@ from .tables import Row, is_upright_control
 
 HISTOGRAMS = 4  # one over another: more could not be told apart
 
+
 def figures_of(name: str, this: Study, rows: list[Row]) -> dict[str, Figure]:
     """File stem -> figure: study-NAME-angle, study-NAME-error, of a study that has angles."""
     turned = [row for row in rows if not is_upright_control(row.first)]
@@ -47,13 +48,14 @@ def shown_rows(rows: list[Row]) -> list[Row]:
 
 
 def accuracy_against_angle(row: Row) -> dict:
-    """The mean over an arm's seeds, as plots.robustness takes it; empty where none was measured."""
-    measured = [record["against"]["angle"] for record in row.runs.values() if "against" in record]
-    if not measured or any(one["values"] != measured[0]["values"] for one in measured):
+    """The mean over an arm's seeds, at the angles that all were measured at; empty without any."""
+    measured = [record.get("against", {}).get("angle") for record in row.runs.values()]
+    if None in measured:
         return {}
-    accuracies = zip(*(one["accuracy"] for one in measured), strict=True)
-    return dict(angle=dict(values=measured[0]["values"],
-                           accuracy=list(map(statistics.mean, accuracies))))
+    seeds = [dict(zip(one["values"], one["accuracy"], strict=True)) for one in measured]
+    values = [angle for angle in seeds[0] if all(angle in seed for seed in seeds)]
+    accuracy = [statistics.mean(seed[angle] for seed in seeds) for angle in values]
+    return dict(angle=dict(values=values, accuracy=accuracy)) if values else {}
 
 
 def rotation_errors(row: Row) -> list[int]:

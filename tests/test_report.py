@@ -319,6 +319,19 @@ def test_figures_show_the_longest_budget_that_has_several_seeds():
     assert figures.figures_of("x", this, []) == {} == figures.figures_of("x", SMALL, rows)
 
 
+def test_the_curve_of_an_arm_is_over_the_angles_that_all_its_seeds_know():
+    against = [dict(values=[0, 90], accuracy=[0.5, 0.25]),
+               dict(values=[0, 45, 90], accuracy=[0.7, 0.1, 0.35])]
+    found = made({"with": (0.4, 0.5)})
+    for one, known in zip(found, against, strict=True):
+        one["against"] = dict(angle=known)
+    (row,) = tables.rows_of(SMALL, found)
+    curve = figures.accuracy_against_angle(row)["angle"]
+    assert curve["values"] == [0, 90] and curve["accuracy"] == pytest.approx([0.6, 0.3])
+    del found[1]["against"]
+    assert figures.accuracy_against_angle(row) == {}
+
+
 # ---- pages ---------------------------------------------------------------------------------------
 
 
