@@ -6,6 +6,7 @@ import torch
 
 from stn_cifar import Config, Split, diagnostics, distortions, evaluate, experiment, load_data
 from stn_cifar.console import say
+from stn_cifar.data.suites import suite
 from stn_cifar.training.precision import resolve
 
 from . import records, studies, suites
@@ -91,7 +92,7 @@ def more_tests(this: Study, model, config: Config) -> dict:
     if this.suites:
         measured["suites"] = {}
         for name in this.suites:
-            images, theta = distortions.suite(test.images, suites.FILTERED.get(name, name))
+            images, theta = suite(test.images, suites.FILTERED.get(name, name))
             measured["suites"][name] = evaluate(model, Split(images, test.labels, theta)).accuracy
     if this.angles:
         few = test[:ANGLE_IMAGES]

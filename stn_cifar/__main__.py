@@ -16,11 +16,13 @@ from .config import PRESETS, Config
 from .console import say
 from .data import DataError, load_data
 from .data.dataset import NAMES
+from .data.suites import suite_file
 from .files import check_new, check_writable, path_argument, write_whole
 from .stn import build_model
 from .training.checkpoints import CheckpointError, find_checkpoint, model_of
+from .training.checks import for_data
 from .training.evaluation import evaluate
-from .training.loop import NonFiniteLoss, fit, for_data
+from .training.loop import NonFiniteLoss, fit
 
 EXAMPLES = """examples:
   python -m stn_cifar train                                  the experiment: CIFAR-10, 50 epochs
@@ -181,7 +183,7 @@ def export_suite(distortion: str, out: Path, data_root: str | None) -> None:
     distortions.row_of(distortion)  # before a long download
     check_new(out)
     test = load_data(Config(dataset="cifar10", data_root=data_root)).test
-    content, digest = distortions.suite_file(test.images, test.labels, distortion)
+    content, digest = suite_file(test.images, test.labels, distortion)
     write_whole(out, content)
     say(f"{out}: {len(test):,} images, labels, theta (applied: distorted(p) = original(theta p)); "
         f"SHA-256 of all three, theta to five places, {digest}")

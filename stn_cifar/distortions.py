@@ -20,13 +20,10 @@ What stands outside must not give the pose away, or a network reads the frame, n
   1.4 grey levels.
 """
 
-import hashlib
-import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 from .sampler import INTERPOLATIONS, sample
@@ -44,9 +41,6 @@ LOG_UNIFORM = ("scale", "aspect")  # all others are uniform
 # around the disc: CIFAR-10's mean colour, zero to a network that normalizes
 OUTSIDE = (125, 123, 114)
 PATCHES = 6  # clutter: patches along each side of the canvas; 8 pixels each on 48
-SUITE_SEED = 1506_02025  # of the frozen test suites: another seed, other suites
-# images at a time, to bound memory; a suite's clutter is cut from within the chunk
-SUITE_CHUNK = 500
 
 
 @dataclass(frozen=True)
@@ -269,36 +263,3 @@ def _patchwork(images, patches, size):
     index = index.reshape(count, PATCHES * side, PATCHES * side)
     pixels = images.permute(0, 2, 3, 1).reshape(-1, channels)
     return pixels[index[:, :size, :size]].permute(0, 3, 1, 2)
-
-
-def suite(images, name):
-    """The frozen suite of `images` (N, C, H, H): (uint8 pictures (N, C, H', H'), applied theta).
-
-    The i-th picture has one pose for good, whatever device or seed. Computed in float64 on the CPU,
-    so that machines, which round differently, have the same pixels (a test pins their digest).
-    """
-    generator = torch.Generator().manual_seed(SUITE_SEED)
-    params = sample_params(name, len(images), generator)
-    fine = replace(params, theta=params.theta.double(), patches=params.patches.double())
-    originals = images.cpu()
-    chunks = [slice(i, i + SUITE_CHUNK) for i in range(0, len(images), SUITE_CHUNK)]
-    pictures = [(apply(originals[chunk], fine[chunk]) * 255).round().to(torch.uint8)
-                for chunk in chunks]
-    return torch.cat(pictures).to(images.device), params.theta.to(images.device)
-
-
-def suite_file(images, labels, name):
-    """The frozen suite as the bytes of an .npz file (images, labels, theta), and its digest.
-
-    The digest is the SHA-256 of the bytes of images, labels and (theta * 1e5).round(), one after
-    the other: of what is in the file, not of how it is packed.
-    """
-    pictures, theta = suite(images, name)
-    arrays = dict(images=pictures.cpu().numpy(), labels=labels.cpu().numpy(),
-                  theta=theta.cpu().numpy())
-    packed = io.BytesIO()
-    np.savez_compressed(packed, **arrays)
-    digest = hashlib.sha256()
-    for array in (arrays["images"], arrays["labels"], (arrays["theta"] * 1e5).round()):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return packed.getvalue(), digest.hexdigest()

@@ -16,6 +16,7 @@ from .data import Data, Split, load_data
 from .data.dataset import distorted
 from .pose_bins import AXES
 from .stn import STNClassifier, build_model
+from .training.checks import check_size, for_data
 from .training.evaluation import (
     evaluate,
     flip_shift_views,
@@ -25,7 +26,7 @@ from .training.evaluation import (
     true_pose,
     where_unsure,
 )
-from .training.loop import check_size, fit, for_data
+from .training.loop import fit
 
 LIBRARIES = ("torch", "numpy", "matplotlib")
 OPENMP = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # how its threads wait

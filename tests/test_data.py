@@ -11,9 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stn_cifar import distortions
 from stn_cifar.config import Config
 from stn_cifar.data import Data, NoDataError, Split, cifar10, dataset, distorted, load_data
+from stn_cifar.data.suites import suite
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -159,7 +159,7 @@ def test_data_says_what_is_wrong_and_what_would_be_right(fields, words):
 def test_a_split_in_known_poses_is_not_distorted_again():
     large = split(size=16)
     once = distorted(large, "rotation")
-    pictures, theta = distortions.suite(large.images, "rotation")
+    pictures, theta = suite(large.images, "rotation")
     assert torch.equal(once.images, pictures) and torch.equal(once.poses, theta)
     assert torch.equal(once.labels, large.labels) and large.poses is None
     with pytest.raises(ValueError, match="split: in known poses already"):
@@ -226,7 +226,7 @@ def test_val_and_test_are_the_frozen_suites_at_the_canvas_size(world, distortion
         data = load_data(config(val_size=5, distortion=distortion, seed=seed))
         assert torch.equal(data.train.images, upright.train.images) and data.train.poses is None
         for part, before in ((data.test, upright.test), (data.val, upright.val)):
-            pictures, theta = distortions.suite(before.images, distortion)
+            pictures, theta = suite(before.images, distortion)
             assert pictures.shape[-1] == size
             assert torch.equal(part.images, pictures) and torch.equal(part.poses, theta)
     assert data.size == 32  # what training images have before they are distorted

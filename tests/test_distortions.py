@@ -15,7 +15,9 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.stats import kstest
 
 from stn_cifar import Config, distortions, load_data
+from stn_cifar.data import suites
 from stn_cifar.data.cifar10 import DataError
+from stn_cifar.data.suites import suite, suite_file
 from stn_cifar.distortions import DISTORTIONS, apply, sample_params
 from stn_cifar.matrices import decompose, inverse
 from stn_cifar.sampler import sample
@@ -368,13 +370,13 @@ def test_clutter_is_cut_unscaled_from_an_image():
 
 def test_disc_shows_the_picture_upright_in_the_disc_and_nothing_around_it():
     images = images_of(6)
-    pictures, theta = distortions.suite(images, "disc")
+    pictures, theta = suite(images, "disc")
     disc, colour = inside_disc(32), torch.tensor(distortions.OUTSIDE, dtype=torch.uint8)
     assert torch.equal(pictures[..., disc], images[..., disc])
     assert torch.equal(pictures[..., ~disc], colour[:, None].expand(6, 3, int((~disc).sum())))
     torch.testing.assert_close(theta, torch.eye(3)[:2].expand(6, 2, 3))
     # the negative control
-    assert not torch.equal(distortions.suite(images, "rotation")[0][..., disc], images[..., disc])
+    assert not torch.equal(suite(images, "rotation")[0][..., disc], images[..., disc])
 
 
 @pytest.mark.parametrize("name, digest", [
@@ -388,7 +390,7 @@ def test_the_suites_pixels_are_the_same_on_every_machine(name, digest):
     """Computed in float64: no rounding of a processor's own comes through to 8 bits."""
     images = torch.arange(20 * 3 * 32 * 32).mul(2654435761).remainder(2**32).div(2**24)
     images = images.reshape(20, 3, 32, 32).to(torch.uint8)  # noise, the same everywhere
-    pictures, _ = distortions.suite(images, name)
+    pictures, _ = suite(images, name)
     assert hashlib.sha256(pictures.numpy().tobytes()).hexdigest()[:16] == digest
 
 
@@ -398,13 +400,13 @@ def test_readme_states_the_digest_of_rotated_cifar10():
                                        data_root=os.environ.get("STN_CIFAR_DATA", "nowhere")))
     except DataError as error:
         pytest.skip(f"CIFAR-10 is not here: set STN_CIFAR_DATA to its folder ({error})")
-    _, digest = distortions.suite_file(data.test.images, data.test.labels, "rotation")
+    _, digest = suite_file(data.test.images, data.test.labels, "rotation")
     assert digest in (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_suite_has_the_poses_it_always_had():
     """Stored numbers: a change here makes results measured before and after incomparable."""
-    angles = decompose(distortions.suite(images_of(4), "rotation")[1]).angle.rad2deg()
+    angles = decompose(suite(images_of(4), "rotation")[1]).angle.rad2deg()
     expected = torch.tensor([48.4139, 93.0448, 70.0361, -99.8411])
     torch.testing.assert_close(angles, expected, rtol=0, atol=0.01)
 
@@ -412,32 +414,32 @@ def test_the_suite_has_the_poses_it_always_had():
 @pytest.mark.parametrize("name", PLAIN)
 def test_the_suite_agrees_with_the_oracle_to_one_level(name):
     images = images_of(4, blur=0.7)
-    suite, theta = distortions.suite(images, name)
+    pictures, theta = suite(images, name)
     expected = np.round(255 * all_by_hand(images, theta, DISTORTIONS[name]))
-    assert suite.dtype == torch.uint8 and len(theta) == 4
-    assert np.abs(suite.numpy().astype(int) - expected).max() <= 1
+    assert pictures.dtype == torch.uint8 and len(theta) == 4
+    assert np.abs(pictures.numpy().astype(int) - expected).max() <= 1
 
 
 @pytest.mark.parametrize("name", ["rts", "elastic", "clutter"])
 def test_the_suite_depends_on_nothing_but_the_images(name, monkeypatch):
     images = images_of(9)
     torch.manual_seed(1)
-    whole, theta = distortions.suite(images, name)
+    whole, theta = suite(images, name)
     torch.manual_seed(2)
-    monkeypatch.setattr(distortions, "SUITE_CHUNK", 3)
-    chunked, same = distortions.suite(images, name)
+    monkeypatch.setattr(suites, "CHUNK", 3)
+    chunked, same = suite(images, name)
     assert torch.equal(theta, same)
     if name != "clutter":  # cut from within the chunk
         assert (whole.int() - chunked.int()).abs().max() <= 1
     # the first of a longer suite
-    assert torch.equal(distortions.suite(images[:6], name)[0], chunked[:6])
+    assert torch.equal(suite(images[:6], name)[0], chunked[:6])
 
 
 def test_a_suites_file_holds_images_labels_and_poses_and_is_known_by_its_content():
     images, labels = images_of(5), torch.arange(5)
-    content, digest = distortions.suite_file(images, labels, "rotation")
-    assert distortions.suite_file(images, labels, "rotation") == (content, digest)
-    file, (pictures, theta) = np.load(io.BytesIO(content)), distortions.suite(images, "rotation")
+    content, digest = suite_file(images, labels, "rotation")
+    assert suite_file(images, labels, "rotation") == (content, digest)
+    file, (pictures, theta) = np.load(io.BytesIO(content)), suite(images, "rotation")
     assert set(file) == {"images", "labels", "theta"}
     assert np.array_equal(file["images"], pictures) and np.array_equal(file["theta"], theta)
     assert file["labels"].tolist() == [0, 1, 2, 3, 4] and file["images"].dtype == np.uint8
@@ -446,7 +448,7 @@ def test_a_suites_file_holds_images_labels_and_poses_and_is_known_by_its_content
     assert hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest() == digest
     for other in ((images.flip(0), labels, "rotation"), (images, labels + 1, "rotation"),
                   (images, labels, "rotation45")):
-        assert distortions.suite_file(*other)[1] != digest
+        assert suite_file(*other)[1] != digest
 
 
 # ---- errors --------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from stn_cifar import Config, Data, Split, build_model, distortions, evaluate, experiment, fit
+from stn_cifar import Config, Data, Split, build_model, evaluate, experiment, fit
+from stn_cifar.data.suites import suite
 from stn_cifar.pose_bins import true_params
 from stn_cifar.training.evaluation import (
     flip_shift_views,
@@ -108,7 +109,7 @@ def test_every_kind_of_run_gets_a_record_with_the_views_that_apply(glyph_data, f
     this = config(**fields)
     plain = Split(glyph_data.test.images[:20], glyph_data.test.labels[:20])
     if this.distortion:
-        images, theta = distortions.suite(plain.images, this.distortion)
+        images, theta = suite(plain.images, this.distortion)
         test = Split(images, plain.labels, theta)
     else:
         test = plain
@@ -125,7 +126,7 @@ def test_every_kind_of_run_gets_a_record_with_the_views_that_apply(glyph_data, f
 def test_views_are_measured_as_evaluate_does(small):
     this = config(**BINS | dict(epochs=1))
     images, labels = small.test.images, small.test.labels
-    images, theta = distortions.suite(images, "rotation")
+    images, theta = suite(images, "rotation")
     data = Data(Split(small.train.images, small.train.labels), None, Split(images, labels, theta),
                 small.classes)
     model, data, record = experiment.run(this.replace(distortion="rotation"), data=data)

@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 import torch
 
-from stn_cifar import Config, Data, Split, build_model, distortions, fit
+from stn_cifar import Config, Data, Split, build_model, fit
 from stn_cifar import __main__ as command_line
 from stn_cifar.__main__ import main, run_label
 from stn_cifar.data import DataError, glyphs
+from stn_cifar.data.suites import suite
 from stn_cifar.presets import PRESETS
 from stn_cifar.training.loop import NonFiniteLoss
 
@@ -228,7 +229,7 @@ def test_images_that_cannot_be_loaded_again_cost_their_figure_only(quick, tmp_pa
         if config.distortion is None:
             raise DataError("the drive is gone")
         train, test = (Split(*make(20_000, seed)[:2]) for seed in (0, 1))
-        images, theta = distortions.suite(test.images, config.distortion)
+        images, theta = suite(test.images, config.distortion)
         return Data(train, None, Split(images, test.labels, theta), glyphs.CLASSES, "stand-in")
 
     monkeypatch.setattr(command_line, "load_data", plain)

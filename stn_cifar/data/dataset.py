@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import distortions
 from ..config import Config, check_config
 from ..console import say
 from ..transforms import TPS_POINTS
 from . import cifar10, glyphs
+from .suites import suite
 
 THETA = (2, 3), (3, 3), (TPS_POINTS**2, 2)  # shapes of the families' theta
 NAMES = dict(cifar10="CIFAR-10", glyphs="glyphs")  # Config.dataset -> Data.name
@@ -163,7 +163,7 @@ def load_data(config: Config) -> Data:
 def distorted(split: Split, distortion: str) -> Split:
     """The frozen suite of `split` under `distortion`, with its poses; ValueError if it has some."""
     _check(split.poses is None, "split: in known poses already", "without poses")
-    images, theta = distortions.suite(split.images, distortion)
+    images, theta = suite(split.images, distortion)
     return Split(images, split.labels, theta)
 
 
