@@ -110,8 +110,8 @@ POSE_STUDIES = {
                  "without one; with the true pose undone the same classifier is far ahead. Since "
                  "then holes are cut last, so that run cannot be repeated; the arms of full width "
                  "defined now have not been run. At half the width a processor core will do; there "
-                 "the transformer is far coarser than in study rotation-shifts (modulo 90°, median), "
-                 "and with the true pose undone its classifier is ahead of the p4 CNN.",
+                 "the transformer is far coarser than in study rotation-shifts (modulo 90°), and "
+                 "with the true pose undone its classifier is ahead of the p4 CNN.",
         compare_with=("p4 CNN, half the width",),
         arms={
             "p4 CNN": CNN,
