@@ -75,8 +75,8 @@ POSE_STUDIES = {
             **{f"{arm}, upright": dict(fields, distortion="disc") for arm, fields in {
                 "CNN, equal parameters": dict(CNN, width=1.41),
                 "classifier of the pose-supervised STN": CNN,
-                "p4 CNN": dict(P4_CNN, width=2.2),
-                "p4 CNN of width 2.0": dict(P4_CNN, width=2.0),
+                "p4 CNN": dict(P4_CNN, width=2.2, precision="fp32"),
+                "p4 CNN of width 2.0": dict(P4_CNN, width=2.0, precision="fp32"),
                 "separable p4 CNN of width 2.0": dict(SEPARABLE_CNN, width=2.0),
             }.items()},
         }),
@@ -121,6 +121,10 @@ POSE_STUDIES = {
             "pose-supervised STN before a p4 CNN, modulo 90°, half the width":
                 dict(localization="p4_mod90", pose_bins=12, localization_width=0.9, width=0.5,
                      epochs=(30,)),
+            "modulo 90°, half the width, no holes, batches of 128":
+                dict(localization="p4_mod90", pose_bins=12, localization_width=0.9, width=0.5,
+                     batch_size=128, learning_rate=0.1, label_smoothing=0.0, cutout=0,
+                     precision="fp32", epochs=(20,)),
         }),
     "arms": Study(
         "Which part of the pose-supervised spatial transformer makes the difference?",
