@@ -141,6 +141,9 @@ def assemble(config, input_shape, num_classes):
         transformer = IdentityTransformer(config.transform, config.output_size,
                                           config.padding_mode, config.supersample)
         return STNClassifier(transformer, classifier, input_shape, num_classes, config)
+    if row.localization not in LOCALIZATIONS:
+        raise ValueError(f"CLASSIFIERS[{config.model!r}].localization: {row.localization!r} is "
+                         f"unknown; must be one of {', '.join(LOCALIZATIONS)}")
     localization = LOCALIZATIONS[config.localization or row.localization]
     outputs, bins = transforms.FAMILIES[config.transform].num_params, None
     if config.pose_bins:

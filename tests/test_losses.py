@@ -136,6 +136,16 @@ def test_terms_add_up_and_a_row_of_ones_own_is_a_term(monkeypatch):
     assert loss(alignment, known, **weights) == pytest.approx(sum(single))
 
 
+@pytest.mark.parametrize(("given", "told"), [
+    (lambda alignment, known: alignment.theta[:, 0, 2], r"\(1,\)"),  # of each image
+    (lambda alignment, known: None, "None")])
+def test_a_term_that_is_no_scalar_is_named(monkeypatch, given, told):
+    monkeypatch.setitem(LOSSES, "mine", given)
+    alignment = aligned("similarity", 0.5, 0.9, 0.3, -0.2, count=1)
+    with pytest.raises(ValueError, match=rf"^LOSSES\['mine'\]: it gives {told}; must be a scalar"):
+        loss(alignment, Known(), mine=1)
+
+
 # ---- what they do to the localization network ----------------------------------------------------
 
 

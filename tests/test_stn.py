@@ -475,6 +475,13 @@ def test_a_new_network_is_a_row(monkeypatch, table, row, fields):
     torch.testing.assert_close(model.transform(images())[0], images() / 255, atol=1e-6, rtol=0)
 
 
+def test_a_row_with_an_unknown_localization_network_is_named(monkeypatch):
+    monkeypatch.setitem(CLASSIFIERS, "mean", Classifier(Mean, "lite"))
+    with pytest.raises(ValueError, match=r"^CLASSIFIERS\['mean'\]\.localization: 'lite' is "
+                                         r"unknown; must be one of tutorial, "):
+        build_model(Config(model="mean"))
+
+
 def test_it_is_made_of_any_transformer_and_classifier():
     localization = nn.Sequential(nn.Flatten(), nn.Linear(2 * 12 * 20, 4))
     classifier = nn.Sequential(nn.Flatten(), nn.Linear(2 * 12 * 20, 3))

@@ -60,6 +60,14 @@ LOSSES = dict(outside=outside, identity=identity, scale=scale, pose=pose)
 
 
 def transformer_loss(alignment, known, weights):
-    """The sum of the terms in `weights`, {name: weight}: a scalar, 0 if there is none."""
-    return sum(weight * LOSSES[name](alignment, known)
-               for name, weight in weights.items() if weight)
+    """The sum of the terms in `weights`, {name: weight}: a scalar, 0 if there is none.
+
+    ValueError names a term that gives anything else.
+    """
+    terms = {name: LOSSES[name](alignment, known) for name, weight in weights.items() if weight}
+    for name, term in terms.items():
+        if not isinstance(term, float) and getattr(term, "shape", None) != ():
+            told = tuple(term.shape) if isinstance(term, torch.Tensor) else repr(term)
+            raise ValueError(f"LOSSES[{name!r}]: it gives {told}; must be a scalar, such as the "
+                             "mean over the batch")
+    return sum(weights[name] * term for name, term in terms.items())
