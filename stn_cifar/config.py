@@ -204,7 +204,11 @@ class Config:
     @property
     def localization_row(self):
         """The key of localization.LOCALIZATIONS that is meant."""
-        return self.localization or CLASSIFIERS[self.model].localization
+        name = self.localization or CLASSIFIERS[self.model].localization
+        if name not in LOCALIZATIONS:  # `localization` itself has been checked
+            raise ValueError(f"CLASSIFIERS[{self.model!r}].localization: {name!r} is unknown; "
+                             f"must be one of {', '.join(LOCALIZATIONS)}")
+        return name
 
     def to_dict(self):
         """All fields as plain Python values, ready for JSON."""

@@ -141,10 +141,7 @@ def assemble(config, input_shape, num_classes):
         transformer = IdentityTransformer(config.transform, config.output_size,
                                           config.padding_mode, config.supersample)
         return STNClassifier(transformer, classifier, input_shape, num_classes, config)
-    if row.localization not in LOCALIZATIONS:
-        raise ValueError(f"CLASSIFIERS[{config.model!r}].localization: {row.localization!r} is "
-                         f"unknown; must be one of {', '.join(LOCALIZATIONS)}")
-    localization = LOCALIZATIONS[config.localization or row.localization]
+    localization = LOCALIZATIONS[config.localization_row]
     outputs, bins = transforms.FAMILIES[config.transform].num_params, None
     if config.pose_bins:
         span = {"angle_span": localization.angle_span} if localization.angle_span else {}
