@@ -37,16 +37,18 @@ def test_every_run_is_an_experiment_and_a_file_of_its_own(name):
 @pytest.mark.parametrize("name", STUDIES)
 def test_arms_see_the_same_images_and_no_choice_is_made_on_test_images(name):
     this = STUDIES[name]
-    configs = [this.config(*run) for run in this.runs()]
-    assert all(bool(config.val_size) == this.choice for config in configs)
-    assert not this.controls or all(set(arm).isdisjoint(this.common) for arm in this.arms.values())
+    configs = {run: this.config(*run) for run in this.runs()}
+    assert all(bool(config.val_size) == this.choice for config in configs.values())
     # arms are compared where a control has their budget
-    budgets = {epochs for arm, epochs, _ in this.runs() if arm in this.controls}
-    compared = [config for config in configs if config.epochs in budgets
-                and (config.distortion != "disc" or config.stn)]  # upright ceilings are not
+    budgets = {epochs for arm, epochs, _ in configs if arm in this.controls}
+    compared = {run: config for run, config in configs.items() if config.epochs in budgets
+                and (config.distortion != "disc" or config.stn)}  # upright ceilings are not
+    assert all(set(this.arms[arm]).isdisjoint(this.common) for arm, _, _ in compared)
     for field in ("dataset", "distortion", "val_size"):
-        assert len({getattr(config, field) for config in compared}) == bool(this.controls)
-    assert all(config.dataset != "auto" for config in configs)  # never glyphs for want of CIFAR-10
+        values = {getattr(config, field) for config in compared.values()}
+        assert len(values) == bool(this.controls)
+    # never glyphs for want of CIFAR-10
+    assert all(config.dataset != "auto" for config in configs.values())
 
 
 def test_an_arms_seeds_follow_one_another_and_it_may_restrict_its_budgets():
