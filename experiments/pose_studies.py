@@ -50,18 +50,20 @@ POSE_STUDIES = {
         preset="taught", epochs=(32,), common=dict(precision="bf16", shift=4), angles=TURNS,
         suites=TURNED_SUITES, by_class=True,
         compare_with=("p4 CNN", "CNN, equal parameters", "separable p4 CNN"),
-        protocol="As in study rotation every training image is turned anew in every epoch, the "
-                 "test is one frozen suite, and both are shown in a disc; but training images are "
-                 "shifted by up to 4 pixels before they are turned, as is usual on CIFAR-10: a "
-                 "classifier that is shown upright pictures only learns them by heart otherwise. "
-                 "CNN, equal parameters: as many as the pose-supervised STN has. Networks are "
-                 "called separable where their convolutions are (depthwise, then 1x1). All runs "
-                 "are in bf16, which repeats bit for bit on a processor and on a GPU; fp32 does "
-                 "not on a GPU. Shifts were preferred to shifts and holes of 8 pixels on "
-                 "validation images (24 epochs, one seed, not kept). An upright arm is a "
-                 "classifier alone, trained and tested on upright images in the same disc: a "
-                 "ceiling for arms with that classifier (behind a transformer modulo 90° it is of "
-                 "width 2.0); with what others have it is not compared.",
+        protocol="As in study rotation every training image is mirrored in every second epoch and "
+                 "turned anew in each, the test is one frozen suite, and both are shown in a disc; "
+                 "but training images are shifted by up to 4 pixels before they are turned, as is "
+                 "usual on CIFAR-10: a classifier that is shown upright pictures only learns them "
+                 "by heart otherwise. CNN, equal parameters: as many as the pose-supervised STN "
+                 "has. Networks are called separable where their convolutions are (depthwise, then "
+                 "1x1). Runs are in bf16, in which a processor and a GPU each repeat themselves "
+                 "bit for bit; in fp32 a GPU does not. Only the full p4 CNNs upright are in fp32, "
+                 "for a processor that has no bf16 (study precision: no difference). Shifts were "
+                 "preferred to shifts and holes of 8 pixels on validation images (24 epochs, one "
+                 "seed, not kept). An upright arm is a classifier alone, trained and tested on "
+                 "upright images in the same disc: a ceiling for arms with that classifier (behind "
+                 "a transformer modulo 90° it is of width 2.0); the other arms' classifiers have "
+                 "not been trained so.",
         arms={
             "p4 CNN": dict(P4_CNN, width=2.2),
             "CNN, equal parameters": dict(CNN, width=1.41),

@@ -25,7 +25,7 @@ Every table and number here is made from the records beside this page by
 
 - Test accuracy is that of the last epoch, measured once; training accuracy is measured without
   dropout and augmentation, where images are distorted on the first 10,000, in new poses. ± is the
-  standard deviation over n seeds.
+  sample standard deviation over n seeds.
 - *Points above* an arm: the difference to it at the same budget, paired by seed; there ± is the
   half-width of the 95 % interval (Student's t).
 - An arm of one seed is a *pilot*, and stands apart.
@@ -41,13 +41,19 @@ Every table and number here is made from the records beside this page by
   modulo 90. By up to 45 degrees (rts) 66.7 % are within 30 degrees as they come, by up to 60
   (glyphs) 50 %; clutter turns nothing.
 
-Words: *STN*, a spatial transformer network; *by the class loss*, its transformer learns from the
-class labels alone; *pose-supervised*, it is told in training how each picture was turned; *teacher
-forcing*, the classifier is shown training images with their true pose undone, ever more seldom;
-*p4*, group convolutions over quarter turns; *modulo 90°*, the transformer finds the angle but for
-quarter turns; *suite*, the test images under another distortion; *disc*, upright images in the disc
-in which turned ones are shown; *class changes at 45°*, the share of images that another class is
-predicted for when the input is turned by 45°; *half-width*, half a picture's width.
+Words: *STN*, a spatial transformer network (Jaderberg et al. 2015,
+[1506.02025](https://arxiv.org/abs/1506.02025)); *by the class loss*, its transformer learns from
+the class labels alone; *pose-supervised*, it is told in training how each picture was turned;
+*teacher forcing*, the classifier is shown training images with their true pose undone, ever more
+seldom; *p4*, group convolutions over quarter turns; *modulo 90°*, the transformer finds the angle
+but for quarter turns, so its rotation error is 90 degrees in the median; *suite*, the test images
+under another distortion, *rotation45* and *rotation90* turned by up to so many degrees to either
+side, *nearest*, *bilinear* and *4 x 4 samples* turned by any angle with another filter than the
+bicubic one of training; *disc*, upright images in the disc in which turned ones are shown; *share
+of the upright ceiling*, test accuracy over that of the same classifier trained and tested in
+*disc*; *mean of 8 angles*, all images turned by each multiple of 45°; *class changes at 45°*, the
+share of images that another class is predicted for when the input is turned by 45°; *logits
+change*, by which share of their norm; *half-width*, half a picture's width.
 
 Related work, with what it measured: learned canonicalization before pretrained networks, Kaba et
 al. 2023 ([2211.06489](https://arxiv.org/abs/2211.06489)) and Mondal et al. 2023
