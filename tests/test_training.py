@@ -967,6 +967,17 @@ def test_auto_is_a_rule_by_what_the_machine_can_do(monkeypatch, device, can, exp
         assert resolve(named, torch.device(device)) == named
 
 
+@pytest.mark.parametrize(("precision", "can", "told"), [
+    ("bf16", False, "in bf16 (this processor has no such instructions: fp32 is faster)\n"),
+    ("bf16", True, "in bf16\n"), ("fp32", False, "in fp32\n"), ("fp32", True, "in fp32\n")])
+def test_a_precision_that_the_processor_makes_up_is_told(glyph_data, capsys, monkeypatch,
+                                                         precision, can, told):
+    for name in CPU_HAS_BF16:
+        monkeypatch.setattr(torch.cpu, name, lambda: can, raising=False)
+    trained(training_part(glyph_data, 20), precision=precision)
+    assert f"training on cpu {told}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("precision", "dtype"), [
     ("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_the_networks_compute_in_the_chosen_precision(glyph_data, precision, dtype):
