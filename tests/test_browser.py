@@ -60,7 +60,7 @@ def opened(browser, address, **options):
     """A page at `address`, onto which other machines are not let, and no script may fail."""
     context = browser.new_context(viewport=dict(width=1200, height=900), **options)
     page = context.new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(300_000)  # a bound, not a measure: a loaded machine needs it
     page.failures = []
     page.on("pageerror", lambda error: page.failures.append(str(error)))
     page.route(re.compile(r"^https?://(?!127\.0\.0\.1[:/])"), lambda route: route.abort())
@@ -203,7 +203,7 @@ def lab(tmp_path_factory):
         server = subprocess.Popen(command, cwd=folder, env=environment, stdout=file,
                                   stderr=subprocess.STDOUT)
     try:
-        wait_for(lambda: server.poll() is not None or answers(f"{address}/api/status"), 120,
+        wait_for(lambda: server.poll() is not None or answers(f"{address}/api/status"), 300,
                  "JupyterLab to start")
         assert server.poll() is None, log.read_text()[-3000:]
         yield address, folder
@@ -235,8 +235,8 @@ def executed(browser, lab):
         page.screenshot(path=SHOTS / "top.png")
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_text("Run All Cells", exact=True).click()
-        page.get_by_text("training on cpu").first.wait_for(timeout=300_000)
-        page.get_by_text("epoch 2/").first.wait_for(timeout=300_000)
+        page.get_by_text("training on cpu").first.wait_for()
+        page.get_by_text("epoch 2/").first.wait_for()
         training = page.locator(".jp-OutputArea", has=page.get_by_text("training on cpu")).first
         look(page, training, "training")
         path = folder / "notebooks" / "short.ipynb"
