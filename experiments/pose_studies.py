@@ -10,6 +10,9 @@ CNN = dict(stn=False)
 # The class loss alone, at the rate and with the identity penalty that study pace found best:
 CLASS_LOSS = dict(REGRESSION, pose_weight=0.0, localization_lr_scale=0.0001, identity_weight=0.1)
 AFFINE = dict(CLASS_LOSS, transform="affine")
+# With the classifier of strong, half its width: holes and large batches make the pose coarse
+NO_HOLES = dict(width=0.5, batch_size=128, learning_rate=0.1, label_smoothing=0.0, cutout=0,
+                precision="fp32", epochs=(20,))
 # A p4 classifier; before it a transformer that finds the angle modulo 90 degrees:
 P4_CNN = dict(CNN, model="p4")
 MODULO_90 = dict(model="p4", localization="p4_mod90", pose_bins=12)
@@ -127,10 +130,9 @@ POSE_STUDIES = {
             "pose-supervised STN before a p4 CNN, modulo 90°, half the width":
                 dict(localization="p4_mod90", pose_bins=12, localization_width=0.9, width=0.5,
                      epochs=(30,)),
+            "p4 CNN, half the width, no holes, batches of 128": dict(CNN, **NO_HOLES),
             "modulo 90°, half the width, no holes, batches of 128":
-                dict(localization="p4_mod90", pose_bins=12, localization_width=0.9, width=0.5,
-                     batch_size=128, learning_rate=0.1, label_smoothing=0.0, cutout=0,
-                     precision="fp32", epochs=(20,)),
+                dict(localization="p4_mod90", pose_bins=12, localization_width=0.9, **NO_HOLES),
         }),
     "arms": Study(
         "Which part of the pose-supervised spatial transformer makes the difference?",
