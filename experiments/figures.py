@@ -1,6 +1,7 @@
 """Figures of studies: accuracy against the angle, and the rotation error."""
 
 import statistics
+from collections import Counter
 
 from matplotlib.figure import Figure
 
@@ -20,8 +21,11 @@ def figures_of(name: str, this: Study, rows: list[Row]) -> dict[str, Figure]:
         return {}
     first = shown[0].first
     pictures = ", ".join(filter(None, (first["dataset"], first["config"]["distortion"])))
-    title = f"{pictures} · study {name} · preset {this.preset} · {first['epochs_done']} epochs"
-    arms = {f"{row.arm} (n = {len(row.runs)})": row for row in shown}
+    one_budget = len({row.epochs for row in shown}) == 1
+    title = f"{pictures} · study {name} · preset {this.preset}"
+    title += f" · {first['epochs_done']} epochs" if one_budget else ""
+    arms = {row.arm + ("" if one_budget else f", {row.epochs} epochs") + f" (n = {len(row.runs)})":
+            row for row in shown}
     against = {arm: accuracy_against_angle(row) for arm, row in arms.items()}
     known = {arm: told for arm, told in against.items() if told}
     known = dict(list(known.items())[:len(plots.STYLES)])
@@ -39,12 +43,11 @@ def figures_of(name: str, this: Study, rows: list[Row]) -> dict[str, Figure]:
 
 
 def shown_rows(rows: list[Row]) -> list[Row]:
-    """The longest budget that more than one arm has with several seeds, else the longest of all."""
-    budgets = sorted({row.epochs for row in rows}, reverse=True)
-    replicated = [budget for budget in budgets
-                  if sum(row.epochs == budget and len(row.runs) > 1 for row in rows) > 1]
-    shown = [row for row in rows if row.epochs == (replicated or budgets or [None])[0]]
-    return [row for row in shown if len(row.runs) > 1] if replicated else shown
+    """The longest budget that more than one arm has with several seeds; all, where none has."""
+    several = [row for row in rows if len(row.runs) > 1]
+    budgets = Counter(row.epochs for row in several)
+    longest = max((epochs for epochs, arms in budgets.items() if arms > 1), default=None)
+    return [row for row in several if row.epochs == longest] or rows
 
 
 def accuracy_against_angle(row: Row) -> dict:

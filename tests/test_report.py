@@ -315,7 +315,12 @@ def test_figures_show_the_longest_budget_that_has_several_seeds():
         "CNN, equal parameters (n = 2)", "pose-supervised STN (n = 2)"]
     upright = [one for one in found if one["config"]["distortion"] == "disc"]
     assert figures.figures_of("x", this, tables.rows_of(this, upright)) == {}
-    assert [row.epochs for row in figures.shown_rows(rows[:2])] == [8, 8]  # pilots only
+    pilots = [one for one in found if one["seed"] == 0 and one["config"]["distortion"] != "disc"]
+    together = figures.figures_of("x", this, tables.rows_of(this, pilots))["study-x-angle"]
+    # pilots alone: all of them
+    assert [line.get_label() for line in together.axes[0].lines if line.get_label()[0] != "_"] == [
+        "pose-supervised STN, 8 epochs (n = 1)", "CNN, equal parameters, 4 epochs (n = 1)",
+        "pose-supervised STN, 4 epochs (n = 1)"]
     assert figures.figures_of("x", this, []) == {} == figures.figures_of("x", SMALL, rows)
 
 
