@@ -10,12 +10,14 @@ CNN = dict(stn=False)
 # The class loss alone, at the rate and with the identity penalty that study pace found best:
 CLASS_LOSS = dict(REGRESSION, pose_weight=0.0, localization_lr_scale=0.0001, identity_weight=0.1)
 AFFINE = dict(CLASS_LOSS, transform="affine")
-# With the classifier of strong, half its width: holes and large batches make the pose coarse
+# A transformer that finds the angle modulo 90 degrees, and the p4 classifier that goes with it:
+ANGLE_90 = dict(localization="p4_mod90", pose_bins=12)
+P4_CNN = dict(CNN, model="p4")
+MODULO_90 = dict(ANGLE_90, model="p4")
+# With the classifier of strong, half its width: holes and large batches make the pose coarse; fp32,
+# for a processor without bf16
 NO_HOLES = dict(width=0.5, batch_size=128, learning_rate=0.1, label_smoothing=0.0, cutout=0,
                 precision="fp32", epochs=(20,))
-# A p4 classifier; before it a transformer that finds the angle modulo 90 degrees:
-P4_CNN = dict(CNN, model="p4")
-MODULO_90 = dict(model="p4", localization="p4_mod90", pose_bins=12)
 # Both with depthwise-separable blocks, of equal arithmetic:
 SEPARABLE_CNN = dict(CNN, model="separable_p4", width=2.45)
 SEPARABLE_90 = dict(MODULO_90, model="separable_p4", width=2.0, localization_width=0.9)
@@ -61,7 +63,7 @@ POSE_STUDIES = {
                  "has. Networks are called separable where their convolutions are (depthwise, then "
                  "1x1). Runs are in bf16, in which a processor and a GPU each repeat themselves "
                  "bit for bit; in fp32 a GPU does not. Only the full p4 CNNs upright are in fp32, "
-                 "for a processor that has no bf16 (study precision: no difference). Shifts were "
+                 "for a processor without bf16 (study precision shows no difference). Shifts were "
                  "preferred to shifts and holes of 8 pixels on validation images (24 epochs, one "
                  "seed, not kept). An upright arm is a classifier alone, trained and tested on "
                  "upright images in the same disc: a ceiling for arms with that classifier (behind "
@@ -125,14 +127,13 @@ POSE_STUDIES = {
         arms={
             "p4 CNN": CNN,
             "pose-supervised STN before a p4 CNN, modulo 90°":
-                dict(localization="p4_mod90", pose_bins=12, localization_width=4.0),
+                dict(ANGLE_90, localization_width=4.0),
             "p4 CNN, half the width": dict(CNN, width=0.5, epochs=(30,)),
             "pose-supervised STN before a p4 CNN, modulo 90°, half the width":
-                dict(localization="p4_mod90", pose_bins=12, localization_width=0.9, width=0.5,
-                     epochs=(30,)),
+                dict(ANGLE_90, localization_width=0.9, width=0.5, epochs=(30,)),
             "p4 CNN, half the width, no holes, batches of 128": dict(CNN, **NO_HOLES),
             "modulo 90°, half the width, no holes, batches of 128":
-                dict(localization="p4_mod90", pose_bins=12, localization_width=0.9, **NO_HOLES),
+                dict(ANGLE_90, localization_width=0.9, **NO_HOLES),
         }),
     "arms": Study(
         "Which part of the pose-supervised spatial transformer makes the difference?",

@@ -1,19 +1,16 @@
 """Every hyperparameter of an experiment in one frozen dataclass, checked when it is made."""
 
 import dataclasses
-import difflib
 import math
-import numbers
-import os
 import re
-import types
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from .classifier import CLASSIFIERS
 from .distortions import DISTORTIONS
+from .fields import check_device, checked, did_you_mean, group
 from .localization import LOCALIZATIONS
 from .pose_bins import PoseBins
 from .presets import PRESETS
@@ -30,16 +27,8 @@ TRANSFORMER_ONLY = ("localization", "localization_width", "localization_lr_scale
                     "pose_weight", "teacher_forcing", "extra_losses")
 
 
-def _group(group):
-    """A maker of the fields of one group: default, help text and legal values, for --help."""
-    def make(default, help, *, low=None, high=None, above=None, choices=None):
-        limits = dict(low=low, high=high, above=above, choices=choices)
-        return field(default=default, metadata=dict(group=group, help=help, limits=limits))
-    return make
-
-
-_data, _transformer, _classifier = _group("data"), _group("transformer"), _group("classifier")
-_training, _losses, _run = _group("training"), _group("losses"), _group("run")
+_data, _transformer, _classifier = group("data"), group("transformer"), group("classifier")
+_training, _losses, _run = group("training"), group("losses"), group("run")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -116,9 +105,9 @@ class Config:
     def __post_init__(self):
         hints = typing.get_type_hints(type(self))
         for f in dataclasses.fields(self):
-            value = _checked(f.name, getattr(self, f.name), hints[f.name], **f.metadata["limits"])
+            value = checked(f.name, getattr(self, f.name), hints[f.name], **f.metadata["limits"])
             object.__setattr__(self, f.name, value)
-        _check_device(self.device)
+        check_device(self.device)
         self.loss_weights()
         self._need(re.fullmatch(r"[\w-]+", self.name), "name",
                    "goes into file names; must be letters, digits, _ and - only")
@@ -174,14 +163,14 @@ class Config:
         With stn=False, what concerns the transformer alone falls away unless it is named.
         """
         if name not in PRESETS:
-            raise ValueError(f"preset: {name!r} is unknown{_did_you_mean(name, PRESETS)}")
+            raise ValueError(f"preset: {name!r} is unknown{did_you_mean(name, PRESETS)}")
         return cls(name=name, **PRESETS[name]).replace(**overrides)
 
     def replace(self, **changes):
         """A copy with some fields changed, checked like a new one; as `preset` does it."""
         for name in changes:
             if name not in DEFAULTS:
-                raise ValueError(f"{name}: no such field in Config{_did_you_mean(name, DEFAULTS)}")
+                raise ValueError(f"{name}: no such field in Config{did_you_mean(name, DEFAULTS)}")
         if "stn" in changes and not changes["stn"]:
             changes = {key: DEFAULTS[key] for key in TRANSFORMER_ONLY} | changes
         return dataclasses.replace(self, **changes)
@@ -204,11 +193,9 @@ class Config:
     @property
     def localization_row(self):
         """The key of localization.LOCALIZATIONS that is meant."""
-        name = self.localization or CLASSIFIERS[self.model].localization
-        if name not in LOCALIZATIONS:  # `localization` itself has been checked
-            raise ValueError(f"CLASSIFIERS[{self.model!r}].localization: {name!r} is unknown; "
-                             f"must be one of {', '.join(LOCALIZATIONS)}")
-        return name
+        return self.localization or checked(f"CLASSIFIERS[{self.model!r}].localization",
+                                            CLASSIFIERS[self.model].localization, str,
+                                            choices=LOCALIZATIONS)
 
     def to_dict(self):
         """All fields as plain Python values, ready for JSON."""
@@ -243,60 +230,3 @@ def check_config(config):
     if not isinstance(config, Config):
         raise ValueError(f"config: a {type(config).__name__}; must be a Config, such as "
                          "Config.preset('tutorial')")
-
-
-# ---- checks of one value: the error names the field, the value, and the remedy -------------------
-
-
-def _did_you_mean(name, known):
-    """The end of an error message: the nearest of the `known` names, and all of them."""
-    known = list(known)
-    close = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else "."
-    return f"{hint} Known: {', '.join(sorted(known))}"
-
-
-def _check_device(device):
-    """ValueError unless `device` is "auto", or names one that torch has here."""
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
-        raise ValueError(f"device: {device!r} is unknown; must be 'auto', 'cpu', 'cuda', 'cuda:1' "
-                         "and so on, or 'mps'")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if ((device.startswith("cuda") and int(device[5:] or 0) >= count)
-            or (device == "mps" and not torch.backends.mps.is_available())):
-        raise ValueError(f"device: {device!r} asked for, but torch sees {count} CUDA devices and "
-                         "no such other; use 'cpu' or 'auto'")
-
-
-def _checked(name, value, hint, *, low, high, above, choices):
-    """`value` as the plain type that `hint` says; ValueError, with the remedy, if it is no such."""
-    optional = isinstance(hint, types.UnionType)  # of one type and None
-    kind = typing.get_args(hint)[0] if optional else hint
-    if value is None and optional:
-        return None
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    # a number of NumPy's will do, and an int for a float; True is a number to Python but never to
-    # a person
-    number = {int: numbers.Integral, float: numbers.Real}.get(kind)
-    is_bool = type(value).__name__ in ("bool", "bool_")  # Python's and NumPy's
-    if not (isinstance(value, number) and not is_bool if number
-            else isinstance(value, kind) or (kind is bool and is_bool)):
-        none = " or None" if optional else ""
-        raise ValueError(f"{name}: {value!r} is a {type(value).__name__}; must be "
-                         f"{kind.__name__}{none}")
-    try:
-        value = kind(value)
-    except OverflowError:  # an integer beyond all floats
-        value = math.inf
-    if choices and value not in choices:
-        raise ValueError(f"{name}: {value!r} is unknown{_did_you_mean(value, choices)}")
-    if kind in (int, float):
-        limits = [f">= {low}" if low is not None else "", f"> {above}" if above is not None else "",
-                  f"<= {high}" if high is not None else ""]
-        good = (-math.inf < value < math.inf and (low is None or value >= low)
-                and (above is None or value > above) and (high is None or value <= high))
-        if not good:
-            must = " and ".join(filter(None, limits)) or "finite"
-            raise ValueError(f"{name}: {value!r} is out of range; must be {must}")
-    return value

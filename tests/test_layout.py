@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "stn_cifar"
 # from the ground up: a room may import those before it, and its own
 ORDER = (
-    ("files", "console", "seeding"),
+    ("files", "console", "seeding", "fields"),
     ("transforms", "matrices", "sampler", "p4"), ("pose_bins",), ("spatial_transformer",),
     ("classifier",), ("localization",), ("distortions",), ("presets",),
     ("training.precision", "training.optim", "training.losses"), ("config",), ("data",), ("stn",),

@@ -478,7 +478,7 @@ def test_a_new_network_is_a_row(monkeypatch, table, row, fields):
 def test_a_row_with_an_unknown_localization_network_is_named(monkeypatch):
     monkeypatch.setitem(CLASSIFIERS, "mean", Classifier(Mean, "lite"))
     with pytest.raises(ValueError, match=r"^CLASSIFIERS\['mean'\]\.localization: 'lite' is "
-                                         r"unknown; must be one of tutorial, "):
+                                         r"unknown; did you mean 'light'"):
         build_model(Config(model="mean"))
 
 

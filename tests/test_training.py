@@ -968,7 +968,7 @@ def test_auto_is_a_rule_by_what_the_machine_can_do(monkeypatch, device, can, exp
 
 
 @pytest.mark.parametrize(("precision", "can", "told"), [
-    ("bf16", False, "in bf16 (this processor has no such instructions: fp32 is faster)\n"),
+    ("bf16", False, "in bf16 (torch sees no instructions for it here: fp32 should be faster)\n"),
     ("bf16", True, "in bf16\n"), ("fp32", False, "in fp32\n"), ("fp32", True, "in fp32\n")])
 def test_a_precision_that_the_processor_makes_up_is_told(glyph_data, capsys, monkeypatch,
                                                          precision, can, told):

@@ -111,10 +111,9 @@ def _fit(model, data, config, device, folder, on_epoch_end):
     history = state["history"] if state else []
     if state and state.get("scaler"):
         step.scaler.load_state_dict(step.scaler.state_dict() | state["scaler"])
-    best = resolve("auto", device)
-    slow = device.type == "cpu" and precision not in ("fp32", best)
+    emulated = device.type == "cpu" and precision == "bf16" != resolve("auto", device)
     say(f"training on {device} in {precision}"
-        + (f" (this processor has no such instructions: {best} is faster)" if slow else "")
+        + (" (torch sees no instructions for it here: fp32 should be faster)" if emulated else "")
         + (f", resuming after epoch {len(history)} of {config.epochs}" if state else ""))
     steps = len(_batches(torch.arange(len(train)), config.batch_size))
     progress = progress_bar(config.epochs * steps, len(history) * steps)

@@ -66,8 +66,8 @@ def transformer_loss(alignment, known, weights):
     """
     terms = {name: LOSSES[name](alignment, known) for name, weight in weights.items() if weight}
     for name, term in terms.items():
-        if not isinstance(term, float) and getattr(term, "shape", None) != ():
-            told = tuple(term.shape) if isinstance(term, torch.Tensor) else repr(term)
-            raise ValueError(f"LOSSES[{name!r}]: it gives {told}; must be a scalar, such as the "
-                             "mean over the batch")
+        shape = getattr(term, "shape", () if isinstance(term, (int, float)) else None)
+        if shape != ():
+            raise ValueError(f"LOSSES[{name!r}]: it gives {tuple(shape) if shape else term}; must "
+                             "be a scalar, such as the mean over the batch")
     return sum(weights[name] * term for name, term in terms.items())
